@@ -1,0 +1,1 @@
+"""The small module behind the three notebooks: data, models, losses, metrics, training and pictures."""

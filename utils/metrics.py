@@ -1,0 +1,100 @@
+"""Scores of binary segmentation, and the predictions that they are computed from.
+
+Scores 'over the whole set' add up the pixel counts of all images before dividing, so that a large pet weighs more than a
+small one; `iou_per_image` divides for each image and then averages. 'Border ignored' leaves the trimap's border pixels out.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from utils.data import BORDER, foreground, to_input
+
+THRESHOLD = 0.5  # a pixel is foreground where its probability is at least this
+
+
+def confusion(predicted: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Pixel counts of each image.
+
+    Args:
+        predicted, target: bool (N, ...), the same shape.
+        counted: bool of that shape, False for pixels to leave out; all are counted without it.
+
+    Returns:
+        int64 (N, 4): true positives, false positives, false negatives, true negatives.
+
+    Raises:
+        ValueError: if the shapes differ or a tensor is not bool.
+    """
+    counted = torch.ones_like(target) if counted is None else counted
+    for name, tensor in {"predicted": predicted, "target": target, "counted": counted}.items():
+        if tensor.dtype != torch.bool or tensor.shape != target.shape:
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected bool {tuple(target.shape)}")
+    cells = (predicted & target, predicted & ~target, ~predicted & target, ~predicted & ~target)
+    return torch.stack([(cell & counted).flatten(1).sum(1) for cell in cells], dim=1)
+
+
+def iou(counts: Tensor) -> Tensor:
+    """Intersection over union (Jaccard 1912), tp / (tp + fp + fn), of counts (..., 4); 1 where both are empty."""
+    tp, fp, fn, _ = counts.double().unbind(-1)
+    return torch.where(tp + fp + fn > 0, tp / (tp + fp + fn).clamp(min=1), 1.0)
+
+
+def dice(counts: Tensor) -> Tensor:
+    """Dice coefficient (Dice 1945), 2 tp / (2 tp + fp + fn), of counts (..., 4); 1 where both are empty."""
+    tp, fp, fn, _ = counts.double().unbind(-1)
+    return torch.where(tp + fp + fn > 0, 2 * tp / (2 * tp + fp + fn).clamp(min=1), 1.0)
+
+
+def pixel_accuracy(counts: Tensor) -> Tensor:
+    """Share of pixels that are right, (tp + tn) / all, of counts (..., 4); 1 where no pixel is counted."""
+    tp, fp, fn, tn = counts.double().unbind(-1)
+    total = tp + fp + fn + tn
+    return torch.where(total > 0, (tp + tn) / total.clamp(min=1), 1.0)
+
+
+def segmentation_scores(predicted: Tensor, trimaps: Tensor) -> dict[str, float]:
+    """All scores of the project, each in 0..1.
+
+    Args:
+        predicted: bool (N, 1, H, W), True for foreground.
+        trimaps: uint8 (N, 1, H, W) in {1, 2, 3}; the target is pet + border.
+    """
+    target = foreground(trimaps)
+    counts = confusion(predicted, target)
+    whole = counts.sum(0)
+    inside = confusion(predicted, target, counted=trimaps != BORDER).sum(0)
+    return {
+        "iou": iou(whole).item(),
+        "dice": dice(whole).item(),
+        "pixel_accuracy": pixel_accuracy(whole).item(),
+        "iou_per_image": iou(counts).mean().item(),
+        "iou_border_ignored": iou(inside).item(),
+    }
+
+
+def baselines(train_trimaps: Tensor, test_trimaps: Tensor) -> dict[str, dict[str, float]]:
+    """Scores of two guesses that look at no image: everything is foreground, and the mean training mask."""
+    everything = torch.ones_like(test_trimaps, dtype=torch.bool)
+    mean_mask = foreground(train_trimaps).float().mean(0, keepdim=True) >= THRESHOLD  # (1, 1, H, W)
+    return {
+        "all_foreground": segmentation_scores(everything, test_trimaps),
+        "mean_mask": segmentation_scores(mean_mask.expand_as(everything), test_trimaps),
+    }
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Tensor, flip: bool = True, batch_size: int = 32) -> Tensor:
+    """Foreground probabilities, float32 (N, 1, H, W) in 0..1 on the CPU, of uint8 images (N, 3, H, W).
+
+    With `flip`, the mean of the image's and its mirror image's prediction (test-time augmentation).
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    return torch.cat([probabilities(model, part.to(device), flip).cpu() for part in images.split(batch_size)])
+
+
+def probabilities(model: nn.Module, images: Tensor, flip: bool) -> Tensor:
+    """One batch of `predict`."""
+    inputs = to_input(images)
+    straight = model(inputs).float().sigmoid()
+    return (straight + model(inputs.flip(-1)).float().sigmoid().flip(-1)) / 2 if flip else straight

@@ -1,0 +1,145 @@
+"""Every picture of the course that shows data or results. Nothing is computed here; diagrams are in `diagrams`.
+
+Colours are Okabe and Ito's, which readers with any colour vision can tell apart.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from utils.data import BACKGROUND, BORDER, PET
+
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
+PET_COLOUR, BORDER_COLOUR, MISSED_COLOUR = "#56B4E9", "#E69F00", "#D55E00"
+
+
+def titled(figure: Figure, title: str, source: str) -> Figure:
+    """Give the figure its title, and say in capitals when it does not show real data."""
+    figure.suptitle(f"STAND-IN DATA: {title}" if source == "stand-in" else title, fontsize=15)
+    return figure
+
+
+def grid(rows: int, columns: int, side: float = 1.9) -> tuple[Figure, np.ndarray]:
+    """A figure of rows x columns pictures without axes."""
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(side * columns, side * rows + 0.6), layout="constrained", squeeze=False
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    return figure, axes
+
+
+def show_image(ax: Axes, image: Tensor) -> None:
+    """An image uint8 (3, H, W) in its real colours."""
+    ax.imshow(image.permute(1, 2, 0).numpy())
+
+
+def paint(ax: Axes, mask: Tensor, colour: str, opacity: float = 0.6) -> None:
+    """Tint the pixels where mask (H, W) is true."""
+    rgb = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    layer = np.zeros((*mask.shape, 4))
+    layer[mask.numpy()] = [*rgb, opacity]
+    ax.imshow(layer, interpolation="nearest")
+
+
+def show_trimap(ax: Axes, image: Tensor, trimap: Tensor) -> None:
+    """An image with its pet (blue) and border (orange) tinted; trimap uint8 (1, H, W)."""
+    show_image(ax, image)
+    paint(ax, trimap[0] == PET, PET_COLOUR)
+    paint(ax, trimap[0] == BORDER, BORDER_COLOUR, opacity=0.9)
+
+
+def plot_samples(images: Tensor, trimaps: Tensor, source: str) -> Figure:
+    """Images uint8 (N, 3, H, W) above their trimaps uint8 (N, 1, H, W)."""
+    figure, axes = grid(2, len(images))
+    for (above, below), image, trimap in zip(axes.T, images, trimaps):
+        show_image(above, image)
+        show_trimap(below, image, trimap)
+    return titled(figure, "Images, and their trimaps: pet blue, border orange", source)
+
+
+def plot_augmentations(originals: Sequence[tuple], augmented: Sequence[Sequence[tuple]], source: str) -> Figure:
+    """Each row: an image with its trimap, then the same pair after different random draws.
+
+    A pair is an image uint8 (3, H, W) and a trimap uint8 (1, H, W).
+    """
+    figure, axes = grid(len(originals), 1 + len(augmented[0]))
+    for row, original, draws in zip(axes, originals, augmented):
+        for ax, (image, trimap) in zip(row, [original, *draws]):
+            show_image(ax, image)
+            ax.contour(trimap[0] != BACKGROUND, levels=[0.5], colors=BORDER_COLOUR, linewidths=2)
+    axes[0, 0].set_title("original")
+    axes[0, 1].set_title("random draws", loc="left")
+    return titled(figure, "Augmentation moves image and mask (outlined) together", source)
+
+
+def plot_loss_against_size(radii: Sequence[int], costs: dict[str, Sequence[float]]) -> Figure:
+    """What the same mistake costs under each loss, against the size of the object (radius in pixels)."""
+    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    for (name, values), colour, marker in zip(costs.items(), COLOURS, "os"):
+        ax.plot(radii, values, marker=marker, color=colour, linewidth=2, label=name)
+    ax.set(xlabel="radius of the object, pixels (image 128 x 128)", ylabel="loss (BCE in nats)", yscale="log")
+    ax.set_title("The price of missing half of an object")
+    ax.legend(fontsize=12)
+    ax.grid(alpha=0.3)
+    return figure
+
+
+def plot_learning_curves(histories: dict[str, list[dict]], sizes: Sequence[int], source: str) -> Figure:
+    """Training loss (one panel for each loss, since their units differ) and validation IoU of all variants."""
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    panels = {"BCE": axes[0], "Dice": axes[1]}
+    for (variant, history), colour in zip(histories.items(), COLOURS):
+        epochs = range(1, len(history) + 1)
+        loss_axis = panels[variant.split("+")[-1]]
+        loss_axis.plot(epochs, [row["loss"] for row in history], color=colour, linewidth=2, label=variant)
+        axes[2].plot(epochs, [row["score"] for row in history], color=colour, linewidth=2, label=variant)
+    axes[0].set(title="Training loss: BCE", ylabel="nats per pixel")
+    axes[1].set(title="Training loss: Dice", ylabel="1 - soft Dice")
+    axes[2].set(title="Validation IoU, no flip", ylabel="IoU, pet + border", ylim=(0.3, 1))
+    for ax in axes:
+        mark_size_changes(ax, sizes)
+        ax.set_xlabel("epoch")
+        ax.grid(alpha=0.3)
+        if ax.has_data() and ax.get_legend_handles_labels()[0]:
+            ax.legend()
+    return titled(figure, "Learning curves; dashed: training images get larger", source)
+
+
+def mark_size_changes(ax: Axes, sizes: Sequence[int]) -> None:
+    """A dashed line where the training images change their side."""
+    for epoch in range(1, len(sizes)):
+        if sizes[epoch] != sizes[epoch - 1]:
+            ax.axvline(epoch + 0.5, color="grey", linestyle="--", linewidth=1)
+
+
+def plot_predictions(
+    images: Tensor, trimaps: Tensor, predicted: dict[str, Tensor], scores: dict[str, Tensor], title: str, source: str
+) -> Figure:
+    """Each row: image, truth, and what each variant predicts, with its IoU.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        trimaps: uint8 (N, 1, H, W).
+        predicted: for each variant, bool (N, 1, H, W).
+        scores: for each variant, IoU (N,).
+        title: of the figure.
+        source: of the data.
+    """
+    figure, axes = grid(len(images), 2 + len(predicted))
+    for i, row in enumerate(axes):
+        show_image(row[0], images[i])
+        show_trimap(row[1], images[i], trimaps[i])
+        truth = trimaps[i, 0] != BACKGROUND
+        for ax, variant in zip(row[2:], predicted):
+            show_image(ax, images[i])
+            paint(ax, predicted[variant][i, 0], PET_COLOUR)
+            paint(ax, truth & ~predicted[variant][i, 0], MISSED_COLOUR)
+            ax.text(3, 4, f"IoU {scores[variant][i]:.2f}", va="top", fontsize=11, backgroundcolor="#ffffffb0")
+    for ax, name in zip(axes[0], ["image", "truth", *predicted]):
+        ax.set_title(name, fontsize=12)
+    return titled(figure, title, source)

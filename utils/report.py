@@ -1,0 +1,93 @@
+"""Tables as Markdown, made from the json files that a run writes; the notebook, Results/ and the README show the same text.
+
+`python -m utils.report` writes the tables of Results/ into the README, between its markers.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from utils.storage import write_atomically
+
+SCORES = {
+    "iou": "IoU",
+    "dice": "Dice",
+    "pixel_accuracy": "pixel accuracy",
+    "iou_per_image": "IoU per image",
+    "iou_border_ignored": "IoU, border ignored",
+}
+BASELINES = {"all_foreground": "all foreground", "mean_mask": "mean training mask"}
+DECODERS = {"Tr": "transposed convolution", "Ups": "bilinear upsampling"}
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """A Markdown table; the first row is the header."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def two_by_two(results: dict) -> str:
+    """The assignment's table: rows are down-samplings, columns are losses, each cell names its decoder."""
+    rows = [["", "BCE", "Dice loss"]]
+    for down, title in {"MP": "**MP** (max pooling)", "StrConv": "**StrConv** (strided convolution)"}.items():
+        rows.append([title, *(cell(results["variants"], down, loss) for loss in ("BCE", "Dice"))])
+    return markdown_table(rows)
+
+
+def cell(variants: dict, down: str, loss: str) -> str:
+    """What the 2x2 table says of one variant, or a dash for one that was not trained."""
+    for name, row in variants.items():
+        its_down, up, its_loss = name.split("+")
+        if (its_down, its_loss) == (down, loss):
+            return (
+                f"{up} ({DECODERS[up]})<br>**IoU {row['iou']:.3f}**, Dice {row['dice']:.3f}, "
+                f"pixel accuracy {row['pixel_accuracy']:.3f}<br>{row['parameters'] / 1e6:.2f} M parameters, "
+                f"{row['seconds_per_epoch']:.0f} s an epoch"
+            )
+    return "not trained"
+
+
+def long_table(results: dict) -> str:
+    """Every score of every variant, above the baselines."""
+    rows = [["", *SCORES.values(), "epochs", "s per epoch"]]
+    for name, row in results["variants"].items():
+        rows.append([name, *scores(row), str(row["epochs"]), f"{row['seconds_per_epoch']:.0f}"])
+    for name, title in BASELINES.items():
+        rows.append([f"*baseline: {title}*", *scores(results["baselines"][name]), "", ""])
+    return markdown_table(rows)
+
+
+def scores(row: dict) -> list[str]:
+    """Scores with three decimals, in the order of SCORES."""
+    return [f"{row[name]:.3f}" for name in SCORES]
+
+
+def unet_tables(results: dict) -> dict[str, str]:
+    """The tables of part 1 by the name of their README marker."""
+    return {"unet-2x2": two_by_two(results), "unet-long": long_table(results)}
+
+
+def with_tables(text: str, tables: dict[str, str]) -> str:
+    """A text whose sections <!-- name --> ... <!-- /name --> hold the tables.
+
+    Raises:
+        ValueError: if a marker is missing.
+    """
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"the markers <!-- {name} --> and <!-- /{name} --> are missing")
+        text = pattern.sub(lambda match, table=table: match[1] + table + match[2], text)
+    return text
+
+
+def main() -> None:
+    """Bring the README up to date with Results/."""
+    tables = unet_tables(json.loads(Path("Results/unet.json").read_text(encoding="utf-8")))
+    readme = Path("README.md")
+    text = with_tables(readme.read_text(encoding="utf-8"), tables)
+    write_atomically(readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The notebooks in batch, through papermill: `python -m utils.run --help`.
+
+Executed notebooks, checkpoints and results go to runs/. Only `--publish` writes the committed notebooks and Results/, and
+only from a complete run of the default parameters.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+
+from utils.storage import write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = {  # embedded stand-in data, minutes instead of hours
+    "01_unet_segmentation.ipynb": {
+        "source": "stand-in",
+        "image_size": 64,
+        "size_schedule": [[64, 14]],
+        "depth": 4,
+        "run_dir": "runs/quick/unet",
+    },
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for; 0 if every notebook ran to its end."""
+    options = parse(arguments)
+    try:
+        plan = [(ROOT / name, parameters_for(name, options)) for name in options.notebooks]
+        refuse_unknown(plan, dict(options.parameter))
+        for notebook, parameters in plan:
+            output = execute(notebook, parameters, "runs/quick" if options.quick else "runs")
+            if options.publish:
+                publish(output, notebook)
+    except (ValueError, FileNotFoundError, papermill.PapermillExecutionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m utils.run", description="Run the notebooks, in batch.")
+    parser.add_argument("notebooks", nargs="*", default=list(QUICK), help=f"which; all of them by default: {list(QUICK)}")
+    parser.add_argument("--quick", action="store_true", help="embedded stand-in data and small models: a few minutes")
+    parser.add_argument("--publish", action="store_true", help="write the executed notebooks and Results/ of a default run")
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="VALUE is read as YAML"
+    )
+    options = parser.parse_args(arguments)
+    if options.publish and (options.quick or options.parameter):
+        parser.error("--publish takes the notebooks' own parameters: leave out --quick and -p")
+    if unknown := [name for name in options.notebooks if name not in QUICK]:
+        parser.error(f"no such notebook: {unknown}; choose from {list(QUICK)}")
+    return options
+
+
+def parameters_for(name: str, options: argparse.Namespace) -> dict:
+    """Quick values first, the command line's over them, as far as this notebook knows them."""
+    known = papermill.inspect_notebook(ROOT / name)
+    given = {key: yaml.safe_load(value) for key, value in options.parameter if key in known}
+    return (QUICK[name] if options.quick else {}) | given
+
+
+def refuse_unknown(plan: list, given: dict) -> None:
+    """A misspelt parameter would otherwise be ignored."""
+    known = set().union(*(papermill.inspect_notebook(path) for path, _ in plan))
+    if unknown := sorted(given.keys() - known):
+        raise ValueError(f"no notebook has the parameter {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+
+
+def execute(notebook: Path, parameters: dict, folder: str) -> Path:
+    """Run one notebook from the root of the repository; the executed copy's path."""
+    output = ROOT / folder / notebook.name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{notebook.name} -> {output.relative_to(ROOT)}", flush=True)
+    papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", cwd=ROOT, log_output=False)
+    return output
+
+
+def publish(executed: Path, notebook: Path) -> None:
+    """Replace the committed notebook by its executed copy, and its files in Results/ by those of the run."""
+    content = nbformat.read(executed, as_version=4)
+    for part in [content, *content.cells]:
+        part.metadata.pop("papermill", None)  # paths and times of this machine
+        part.metadata.pop("execution", None)
+    write_atomically(notebook, lambda temporary: nbformat.write(content, temporary))
+    for file in sorted((ROOT / "runs" / "results").iterdir()):
+        write_atomically(ROOT / "Results" / file.name, lambda temporary, file=file: shutil.copyfile(file, temporary))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""One training loop for every model of the course: precision, progress, history, checkpoints and exact resume."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from utils.storage import load_tensors, save_tensors
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that belongs to another training; the message says what differs and what to do."""
+
+
+class DivergedError(RuntimeError):
+    """The loss stopped being a number; the message says when, and where the last good checkpoint lies."""
+
+
+class Batches(Protocol):
+    """What `fit` trains on. Epoch k must give the same batches each time it is asked for: exact resume rests on that."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def epoch(self, number: int) -> Iterator[Any]:
+        """The batches of one epoch, counted from 0."""
+
+
+class Training(NamedTuple):
+    """What `fit` leaves behind: one row of numbers and one duration in seconds for each epoch, and which one was best."""
+
+    history: list[dict[str, float]]
+    seconds: list[float]
+    best_epoch: int
+
+
+def best_device() -> torch.device:
+    """CUDA, then Apple's MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def best_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies in it, else float32. Elsewhere bfloat16 is emulated, and slower."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
+    else:
+        # Underscored, but the only place where torch tells; None on a torch or processor that has no such question.
+        ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        native = device.type == "cpu" and ask is not None and ask()
+    return torch.bfloat16 if native else torch.float32
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    loss: Callable[[nn.Module, Any], dict[str, Tensor]],
+    score: Callable[[nn.Module], dict[str, float]],
+    *,
+    epochs: int,
+    learning_rate: float,
+    weight_decay: float,
+    checkpoint: Path,
+    settings: dict[str, Any],
+    label: str = "",
+) -> Training:
+    """Train with AdamW (Loshchilov and Hutter 2019) on a one-cycle schedule (Smith 2018); leave the best weights in `model`.
+
+    A checkpoint is written after each epoch. Where one exists already, training goes on from it, to exactly the numbers of
+    an unbroken run; a finished one is only loaded.
+
+    Args:
+        model: trained in place, on the device that it is on.
+        batches: the training data.
+        loss: of (model, batch); a dict of scalar tensors, of which 'loss' is minimised and all are logged.
+        score: of (model), on validation data; a dict of numbers, of which 'score' (higher is better) picks the best epoch.
+        epochs: passes over the training data.
+        learning_rate: peak of the schedule.
+        weight_decay: of AdamW.
+        checkpoint: file to write and to resume from.
+        settings: what defines this training (variant, seed, sizes, ...): numbers, strings or lists. A checkpoint with other
+            settings is refused.
+        label: name on the progress bar.
+
+    Raises:
+        CheckpointError: if `checkpoint` belongs to another training.
+        DamagedFileError: if `checkpoint` cannot be read.
+        DivergedError: if the loss becomes NaN or infinite.
+    """
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=learning_rate, total_steps=epochs * len(batches), pct_start=0.2
+    )
+    settings = {**settings, "epochs": epochs, "learning_rate": learning_rate, "weight_decay": weight_decay}
+    state = {"settings": settings, "history": [], "seconds": [], "best_epoch": -1, "best_model": {}}
+    if checkpoint.exists():
+        state = matching(load_tensors(checkpoint), settings, checkpoint)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["random_state"])
+    done = len(state["history"])
+    with tqdm(total=epochs * len(batches), initial=done * len(batches), desc=label, leave=False, mininterval=1) as bar:
+        for epoch in range(done, epochs):
+            start = time.perf_counter()
+            row = train_epoch(model, batches.epoch(epoch), loss, optimiser, schedule, bar, where(epoch, checkpoint))
+            model.eval()
+            row.update(score(model))
+            record(state, row, time.perf_counter() - start, model)
+            state.update(
+                model=model.state_dict(),
+                optimiser=optimiser.state_dict(),
+                schedule=schedule.state_dict(),
+                random_state=torch.get_rng_state(),
+            )
+            save_tensors(checkpoint, state)
+            bar.set_postfix(loss=f"{row['loss']:.3f}", validation=f"{row['score']:.3f}")
+    model.load_state_dict(state["best_model"])
+    return Training(state["history"], state["seconds"], state["best_epoch"])
+
+
+def train_epoch(model, batches, loss, optimiser, schedule, bar, place: str) -> dict[str, float]:
+    """One pass; the mean of every logged number, and the learning rate at the end."""
+    device = next(model.parameters()).device
+    precision = best_precision(device)
+    model.train()
+    totals, count = {}, 0
+    for batch in batches:
+        batch = [tensor.to(device, non_blocking=True) for tensor in batch]
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            parts = loss(model, batch)
+        optimiser.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        optimiser.step()
+        schedule.step()
+        totals = {name: totals.get(name, 0) + value.detach() for name, value in parts.items()}  # no wait for the GPU
+        count += 1
+        bar.update()
+    means = {name: (total / count).item() for name, total in totals.items()}
+    if not torch.isfinite(torch.tensor(means["loss"])):
+        raise DivergedError(f"the loss became {means['loss']} {place}")
+    return means | {"learning_rate": schedule.get_last_lr()[0]}
+
+
+def where(epoch: int, checkpoint: Path) -> str:
+    """Time and place of a divergence, for its message."""
+    last = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+    return f"in epoch {epoch + 1}; {last}; lower the learning rate"
+
+
+def record(state: dict, row: dict[str, float], seconds: float, model: nn.Module) -> None:
+    """Add an epoch to the state; copy the weights if it is the best so far (the latest of equals)."""
+    state["history"].append(row)
+    state["seconds"].append(seconds)
+    best = state["best_epoch"]
+    if best < 0 or row["score"] >= state["history"][best]["score"]:
+        state["best_epoch"] = len(state["history"]) - 1
+        state["best_model"] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def matching(state: dict, settings: dict, checkpoint: Path) -> dict:
+    """The state, if it was written by a training with these settings."""
+    theirs = state.get("settings", {})
+    differing = [name for name in sorted(theirs.keys() | settings.keys()) if theirs.get(name) != settings.get(name)]
+    if differing:
+        changes = ", ".join(f"{name}: {theirs.get(name)!r} there, {settings.get(name)!r} now" for name in differing)
+        raise CheckpointError(f"{checkpoint} belongs to another training ({changes}): delete it or choose another run_dir")
+    return state
