@@ -1,7 +1,7 @@
 """Oxford-IIIT Pet, or its embedded stand-in, decoded once into uint8 tensors; splits, checks and augmentation.
 
-A trimap holds 1 (pet), 2 (background) and 3 (border). Foreground is pet + border; the border keeps its own value, so that
-a score can leave it out.
+A trimap holds 1 (pet), 2 (background) and 3 (border). Foreground is pet + border; the border keeps its own value, so
+that a score can leave it out.
 """
 
 import os
@@ -122,7 +122,8 @@ def decoded(root: Path, split: str, image_size: int) -> Split:
         decoding = pool.map(lambda pair: decode_pair(*pair, image_size), pairs)
         for i, (image, trimap) in enumerate(tqdm(decoding, f"decode {split}", len(pairs), leave=False)):
             images[i], trimaps[i, 0] = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(trimap)
-    save_tensors(cache, {"fingerprint": fingerprint, "images": images, "trimaps": trimaps, "sums": sums(images, trimaps)})
+    content = {"fingerprint": fingerprint, "images": images, "trimaps": trimaps, "sums": sums(images, trimaps)}
+    save_tensors(cache, content)
     return Split(images, trimaps, names)
 
 
@@ -167,8 +168,9 @@ def decode_pair(image_path: Path, trimap_path: Path, image_size: int) -> tuple[n
         raise DataError(f"{trimap_path} is {trimap.size}, its image {image.size}: {remedy(path_root(trimap_path))}")
     values = set(np.unique(np.asarray(trimap)).tolist())
     if not values <= {PET, BACKGROUND, BORDER}:
-        raise DataError(f"{trimap_path} holds the values {sorted(values)}, a trimap only 1, 2, 3: {remedy(path_root(trimap_path))}")
-    return np.asarray(image.resize(square, Image.BILINEAR)), np.asarray(trimap.resize(square, Image.NEAREST))
+        found = f"{trimap_path} holds the values {sorted(values)}, a trimap only 1, 2, 3"
+        raise DataError(f"{found}: {remedy(path_root(trimap_path))}")
+    return np.array(image.resize(square, Image.BILINEAR)), np.array(trimap.resize(square, Image.NEAREST))
 
 
 def open_image(path: Path) -> Image.Image:
@@ -182,7 +184,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def read_cache(path: Path, fingerprint: list[int]) -> dict | None:
-    """The cached tensors, or None where there are none, the source files changed, or the cache is damaged (with a warning)."""
+    """The cached tensors; None where there are none, the files changed, or the cache is damaged (with a warning)."""
     if not path.exists():
         return None
     try:
@@ -219,7 +221,7 @@ def foreground(trimaps: Tensor) -> Tensor:
 def augmentation() -> A.Compose:
     """Random flip, affine map and colour, the same geometry for image and trimap.
 
-    Outside the frame both are mirrored: a constant fill would paint black corners, and a trimap value that does not exist.
+    Outside the frame both are mirrored: a constant fill would paint black corners, and a trimap value that is none.
     """
     return A.Compose(
         [
@@ -231,13 +233,13 @@ def augmentation() -> A.Compose:
                 border_mode=cv2.BORDER_REFLECT_101,
                 p=0.9,
             ),
-            A.ColorJitter(brightness=(0.75, 1.25), contrast=(0.75, 1.25), saturation=(0.6, 1.4), hue=(-0.04, 0.04), p=0.8),
+            A.ColorJitter((0.75, 1.25), (0.75, 1.25), saturation=(0.6, 1.4), hue=(-0.04, 0.04), p=0.8),
         ]
     )
 
 
 class PetBatches:
-    """Shuffled, augmented batches whose order and augmentation depend on seed and epoch alone, so that training resumes exactly.
+    """Shuffled, augmented batches. They depend on seed and epoch alone, so that training resumes exactly.
 
     Args:
         split: what to draw from; each image comes once an epoch, a last incomplete batch is dropped.

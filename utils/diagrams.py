@@ -54,7 +54,8 @@ def draw_unet(model: UNet, image_size: int) -> Figure:
     right, bottom, top = 2 * model.depth * COLUMN + MIDDLE, rows[-1] - 2.2, box_height(image_size) / 2 + 1.6
     millions = sum(weights.numel() for weights in model.parameters()) / 1e6
     title = f"U-Net: {model.depth} levels, {millions:.2f} M parameters"
-    figure, axes = canvas((-1.5, right + 1.5), (bottom, top), title)
+    margin = max(1.6, 5.3 - right / 2)  # below depth 2 the key is wider than the U
+    figure, axes = canvas((-margin, right + margin), (bottom, top), title)
     write(axes, (-0.2, top - 1), "contracting path", color=BLUE, ha="left", weight="bold")
     write(axes, (right + 0.2, top - 1), "expanding path", color=GREEN, ha="right", weight="bold")
 
@@ -62,7 +63,7 @@ def draw_unet(model: UNet, image_size: int) -> Figure:
     x, y = box.top[0] + MIDDLE, rows[-1]
     deepest = draw_labelled_box(axes, (x, y), shapes["bottleneck"], ORANGE)
     draw_arrow(axes, box.right, deepest.left)
-    write(axes, raised((x - MIDDLE / 2, y), -0.5), "bottleneck", weight="bold")
+    write(axes, raised((x - MIDDLE / 2, y), -0.65), "bottleneck", weight="bold")
     draw_expanding_path(axes, shapes, skips, deepest)
     draw_key(axes, model, (right / 2 - 4.9, bottom + 1.1))
     return figure

@@ -25,8 +25,8 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     The formula is the assignment's (the idea: Milletari et al. 2016, arXiv:1606.04797, section 3). It is evaluated as
     sum(p (1 - t) + (1 - p) t) / (sum(p) + sum(t) + e), which is the same number, but a quotient of sums that cannot be
-    negative: rounding never takes the loss below 0. The sums run over the whole batch, so an image with an empty mask still
-    gets a gradient from its neighbours' denominator.
+    negative: rounding never takes the loss below 0. The sums run over the whole batch, so an image with an empty mask
+    still gets a gradient from its neighbours' denominator.
 
     Args:
         logits: any shape, unbounded.

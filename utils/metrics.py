@@ -1,7 +1,7 @@
 """Scores of binary segmentation, and the predictions that they are computed from.
 
-Scores 'over the whole set' add up the pixel counts of all images before dividing, so that a large pet weighs more than a
-small one; `iou_per_image` divides for each image and then averages. 'Border ignored' leaves the trimap's border pixels out.
+Scores 'over the whole set' add up the pixel counts of all images before dividing, so that a large pet weighs more than
+a small one; `iou_per_image` divides for each image and then averages. 'Border ignored' leaves out the trimap's border.
 """
 
 import torch

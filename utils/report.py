@@ -1,4 +1,4 @@
-"""Tables as Markdown, made from the json files that a run writes; the notebook, Results/ and the README show the same text.
+"""Tables as Markdown, from the json files that a run writes: the same text for notebook, Results/ and README.
 
 `python -m utils.report` writes the tables of Results/ into the README, between its markers.
 """

@@ -1,7 +1,7 @@
 """The notebooks in batch, through papermill: `python -m utils.run --help`.
 
-Executed notebooks, checkpoints and results go to runs/. Only `--publish` writes the committed notebooks and Results/, and
-only from a complete run of the default parameters.
+Executed notebooks, checkpoints and results go to runs/. Only `--publish` writes the committed notebooks and Results/,
+and only from a complete run of the default parameters.
 """
 
 import argparse
@@ -46,12 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m utils.run", description="Run the notebooks, in batch.")
-    parser.add_argument("notebooks", nargs="*", default=list(QUICK), help=f"which; all of them by default: {list(QUICK)}")
+    parser.add_argument("notebooks", nargs="*", default=list(QUICK), help=f"by default all: {list(QUICK)}")
     parser.add_argument("--quick", action="store_true", help="embedded stand-in data and small models: a few minutes")
-    parser.add_argument("--publish", action="store_true", help="write the executed notebooks and Results/ of a default run")
-    parser.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="VALUE is read as YAML"
-    )
+    parser.add_argument("--publish", action="store_true", help="then write the executed notebooks and Results/")
+    pair = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    parser.add_argument("-p", "--parameter", **pair, help="a notebook's parameter; VALUE is read as YAML")
     options = parser.parse_args(arguments)
     if options.publish and (options.quick or options.parameter):
         parser.error("--publish takes the notebooks' own parameters: leave out --quick and -p")

@@ -21,7 +21,7 @@ class DivergedError(RuntimeError):
 
 
 class Batches(Protocol):
-    """What `fit` trains on. Epoch k must give the same batches each time it is asked for: exact resume rests on that."""
+    """What `fit` trains on. Epoch k must be the same each time it is asked for: exact resume rests on that."""
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -31,7 +31,7 @@ class Batches(Protocol):
 
 
 class Training(NamedTuple):
-    """What `fit` leaves behind: one row of numbers and one duration in seconds for each epoch, and which one was best."""
+    """What `fit` leaves behind: a row of numbers and a duration in seconds for each epoch, and which one was best."""
 
     history: list[dict[str, float]]
     seconds: list[float]
@@ -69,22 +69,22 @@ def fit(
     settings: dict[str, Any],
     label: str = "",
 ) -> Training:
-    """Train with AdamW (Loshchilov and Hutter 2019) on a one-cycle schedule (Smith 2018); leave the best weights in `model`.
+    """Train with AdamW (Loshchilov and Hutter 2019) on a one-cycle schedule (Smith 2018); keep the best weights.
 
-    A checkpoint is written after each epoch. Where one exists already, training goes on from it, to exactly the numbers of
-    an unbroken run; a finished one is only loaded.
+    A checkpoint is written after each epoch. Where one exists already, training goes on from it, to exactly the numbers
+    of an unbroken run; a finished one is only loaded.
 
     Args:
         model: trained in place, on the device that it is on.
         batches: the training data.
         loss: of (model, batch); a dict of scalar tensors, of which 'loss' is minimised and all are logged.
-        score: of (model), on validation data; a dict of numbers, of which 'score' (higher is better) picks the best epoch.
+        score: of (model), on validation data; a dict of numbers, of which 'score' picks the best epoch, the highest.
         epochs: passes over the training data.
         learning_rate: peak of the schedule.
         weight_decay: of AdamW.
         checkpoint: file to write and to resume from.
-        settings: what defines this training (variant, seed, sizes, ...): numbers, strings or lists. A checkpoint with other
-            settings is refused.
+        settings: what defines this training (variant, seed, sizes, ...): numbers, strings or lists. A checkpoint with
+            others is refused.
         label: name on the progress bar.
 
     Raises:
@@ -169,5 +169,5 @@ def matching(state: dict, settings: dict, checkpoint: Path) -> dict:
     differing = [name for name in sorted(theirs.keys() | settings.keys()) if theirs.get(name) != settings.get(name)]
     if differing:
         changes = ", ".join(f"{name}: {theirs.get(name)!r} there, {settings.get(name)!r} now" for name in differing)
-        raise CheckpointError(f"{checkpoint} belongs to another training ({changes}): delete it or choose another run_dir")
+        raise CheckpointError(f"{checkpoint} is of another training ({changes}): delete it or choose another run_dir")
     return state

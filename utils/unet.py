@@ -61,10 +61,9 @@ class UNet(nn.Module):
         super().__init__()
         if down not in DOWN or up not in UP:
             raise ValueError(f"down={down!r}, up={up!r}: choose down from {list(DOWN)} and up from {list(UP)}")
-        sizes = {"in_channels": in_channels, "out_channels": out_channels, "base_channels": base_channels, "depth": depth}
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size!r}: must be a positive integer")
+        sizes = (in_channels, out_channels, base_channels, depth)
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(f"in_channels, out_channels, base_channels, depth = {sizes}: must be positive integers")
         self.in_channels, self.depth = in_channels, depth
         widths = [base_channels * 2**level for level in range(depth + 1)]  # 8, 16, 32, ... towards the bottleneck
 
@@ -103,6 +102,6 @@ class UNet(nn.Module):
         height, width = images.shape[2:]
         if not height or not width or height % step or width % step:
             raise ValueError(
-                f"images are {height} x {width}: a U-Net of depth {self.depth} needs sides that are multiples of {step}; "
+                f"images are {height} x {width}: a U-Net of depth {self.depth} needs multiples of {step}; "
                 f"resize or pad them"
             )
