@@ -227,13 +227,13 @@ def augmentation() -> A.Compose:
         [
             A.HorizontalFlip(p=0.5),
             A.Affine(
-                scale=(0.75, 1.35),
-                translate_percent=(-0.1, 0.1),
-                rotate=(-20, 20),
+                scale=(0.85, 1.2),
+                translate_percent=(-0.06, 0.06),
+                rotate=(-12, 12),
                 border_mode=cv2.BORDER_REFLECT_101,
-                p=0.9,
+                p=0.7,
             ),
-            A.ColorJitter((0.75, 1.25), (0.75, 1.25), saturation=(0.6, 1.4), hue=(-0.04, 0.04), p=0.8),
+            A.ColorJitter((0.8, 1.2), (0.8, 1.2), saturation=(0.7, 1.3), hue=(-0.03, 0.03), p=0.5),
         ]
     )
 

@@ -1,0 +1,110 @@
+"""Losses against values computed by hand, against independent implementations, and where they are easily wrong."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from utils.losses import EPSILON, bce_loss, dice_loss
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def test_bce_by_hand():
+    logits = torch.tensor([logit(0.9), logit(0.2)])
+    by_hand = -(math.log(0.9) + math.log(1 - 0.2)) / 2
+    assert bce_loss(logits, torch.tensor([1.0, 0.0])).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_bce_against_torchs_loss_on_probabilities():
+    logits, targets = torch.randn(3, 1, 8, 8), torch.rand(3, 1, 8, 8).round()
+    torch.testing.assert_close(bce_loss(logits, targets), nn.BCELoss()(logits.sigmoid(), targets))
+
+
+def test_dice_by_hand():
+    logits = torch.tensor([logit(0.9), logit(0.2), logit(0.6)])
+    targets = torch.tensor([1.0, 0.0, 1.0])
+    by_hand = 1 - (2 * (0.9 + 0.6) + 1e-5) / ((0.9 + 0.2 + 0.6) + 2 + 1e-5)
+    assert dice_loss(logits, targets).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1, 10])
+def test_dice_against_the_assignments_formula_in_float64(scale):
+    logits, targets = scale * torch.randn(4, 1, 16, 16), torch.rand(4, 1, 16, 16).round()
+    p, t = logits.double().sigmoid().flatten(), targets.double().flatten()
+    formula = 1 - (2 * (p * t).sum() + EPSILON) / (p.sum() + t.sum() + EPSILON)
+    assert dice_loss(logits, targets).item() == pytest.approx(formula.item(), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("value", [-100.0, -20.0, 0.0, 20.0, 100.0])
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_dice_is_finite_and_never_negative(value, target):
+    logits = torch.full((2, 1, 64, 64), value, requires_grad=True)
+    loss = dice_loss(logits, torch.full((2, 1, 64, 64), target))
+    loss.backward()
+    assert 0 <= loss.item() <= 1
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_a_perfect_prediction_costs_nothing():
+    targets = torch.rand(2, 1, 64, 64).round()
+    assert dice_loss(200 * targets - 100, targets).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [20.0, -20.0])
+def test_saturated_and_wrong_still_has_a_gradient_towards_the_truth(value):
+    logits = torch.full((1, 1, 8, 8), value)
+    targets = torch.zeros_like(logits)
+    targets[..., :4] = 1
+    logits[..., :4] = -value
+    wrong = logits.clone().requires_grad_() if value > 0 else (-logits).clone().requires_grad_()
+    dice_loss(wrong, targets).backward()
+    assert (wrong.grad[targets == 1] < 0).all(), "raising these logits must lower the loss"
+    assert (wrong.grad[targets == 0] > 0).all(), "lowering these logits must lower the loss"
+
+
+def test_an_empty_mask_among_others_still_teaches():
+    logits = torch.zeros(2, 1, 8, 8, requires_grad=True)
+    targets = torch.zeros(2, 1, 8, 8)
+    targets[1] = 1
+    dice_loss(logits, targets).backward()
+    empty, full = logits.grad
+    assert (empty > 1e-4).all()
+    assert (full < -1e-4).all()
+
+
+def test_only_empty_masks_are_finite_and_push_down():
+    logits = torch.zeros(2, 1, 8, 8, requires_grad=True)
+    loss = dice_loss(logits, torch.zeros_like(logits))
+    loss.backward()
+    assert loss.item() == pytest.approx(1, abs=1e-5)
+    assert (logits.grad > 0).all()
+
+
+@pytest.mark.parametrize("loss", [bce_loss, dice_loss])
+def test_gradients_against_finite_differences(loss):
+    logits = torch.randn(2, 1, 3, 3, dtype=torch.float32, requires_grad=True)
+    targets = torch.rand(2, 1, 3, 3).round()
+    loss(logits, targets).backward()
+    step = torch.zeros_like(logits)
+    step[0, 0, 1, 1] = 1e-2
+    slope = (loss(logits + step, targets) - loss(logits - step, targets)) / 2e-2
+    assert logits.grad[0, 0, 1, 1].item() == pytest.approx(slope.item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("loss", [bce_loss, dice_loss])
+def test_float32_under_autocast(loss):
+    logits, targets = torch.randn(2, 1, 64, 64), torch.rand(2, 1, 64, 64).round()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = loss(logits.bfloat16(), targets.bfloat16())
+    assert low.dtype == torch.float32
+    assert low.item() == loss(logits.bfloat16().float(), targets).item(), "computed in float32, not rounded to it"
+
+
+@pytest.mark.parametrize("loss", [bce_loss, dice_loss])
+def test_shapes_are_not_broadcast(loss):
+    with pytest.raises(ValueError, match=r"logits have shape \(2, 1, 4, 4\), targets \(2, 4, 4\)"):
+        loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))

@@ -1,0 +1,98 @@
+"""Scores against values counted by hand and against torchvision's or a plain loop's."""
+
+import pytest
+import torch
+
+from utils.data import BACKGROUND, BORDER, PET
+from utils.metrics import baselines, confusion, dice, iou, pixel_accuracy, predict, segmentation_scores
+
+
+def test_by_hand():
+    # predicted 1 1 0 0, true 1 0 1 0: one pixel of each kind
+    counts = confusion(torch.tensor([[True, True, False, False]]), torch.tensor([[True, False, True, False]]))
+    assert counts.tolist() == [[1, 1, 1, 1]]
+    assert iou(counts).item() == pytest.approx(1 / 3)
+    assert dice(counts).item() == pytest.approx(1 / 2)
+    assert pixel_accuracy(counts).item() == pytest.approx(1 / 2)
+
+
+def test_against_a_plain_loop():
+    generator = torch.Generator().manual_seed(0)
+    trimaps = torch.randint(1, 4, (5, 1, 7, 9), dtype=torch.uint8, generator=generator)
+    predicted = torch.rand(5, 1, 7, 9, generator=generator) > 0.4
+    both = either = right = inner_both = inner_either = 0
+    each = []
+    for image, trimap in zip(predicted, trimaps):
+        i = u = 0
+        for p, t in zip(image.flatten().tolist(), trimap.flatten().tolist()):
+            true = t in (PET, BORDER)
+            i, u, right = i + (p and true), u + (p or true), right + (p == true)
+            if t != BORDER:
+                inner_both, inner_either = inner_both + (p and true), inner_either + (p or true)
+        both, either = both + i, either + u
+        each.append(i / u)
+    scores = segmentation_scores(predicted, trimaps)
+    assert scores["iou"] == pytest.approx(both / either)
+    assert scores["dice"] == pytest.approx(2 * both / (both + either))
+    assert scores["pixel_accuracy"] == pytest.approx(right / predicted.numel())
+    assert scores["iou_per_image"] == pytest.approx(sum(each) / 5)
+    assert scores["iou_border_ignored"] == pytest.approx(inner_both / inner_either)
+
+
+def test_dice_and_iou_agree():
+    counts = torch.randint(0, 50, (100, 4))
+    torch.testing.assert_close(dice(counts), 2 * iou(counts) / (1 + iou(counts)))
+
+
+def test_empty_against_empty_is_perfect():
+    nothing = torch.zeros(1, 4, dtype=torch.bool)
+    counts = confusion(nothing, nothing)
+    assert (iou(counts).item(), dice(counts).item(), pixel_accuracy(counts).item()) == (1, 1, 1)
+
+
+def test_whole_set_differs_from_mean_of_images():
+    trimaps = torch.full((2, 1, 4, 4), BACKGROUND, dtype=torch.uint8)
+    trimaps[0] = PET  # 16 pixels, all found
+    trimaps[1, 0, 0, 0] = PET  # 1 pixel, missed
+    predicted = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    predicted[0] = True
+    scores = segmentation_scores(predicted, trimaps)
+    assert scores["iou"] == pytest.approx(16 / 17)
+    assert scores["iou_per_image"] == pytest.approx(1 / 2)
+
+
+def test_baselines_by_hand():
+    train = torch.full((2, 1, 2, 2), BACKGROUND, dtype=torch.uint8)
+    train[:, :, 0] = PET  # the upper half, always
+    test = train[:1].clone()
+    test[0, 0, 0, 1] = BACKGROUND  # one pixel of four is pet
+    rows = baselines(train, test)
+    assert rows["all_foreground"]["iou"] == pytest.approx(1 / 4)
+    assert rows["mean_mask"]["iou"] == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize(("predicted", "target"), [(torch.zeros(1, 4), torch.zeros(1, 4)), (torch.ones(2, 3).bool(),) * 2])
+def test_confusion_refuses_what_is_not_bool_or_not_of_one_shape(predicted, target):
+    with pytest.raises(ValueError, match="expected bool"):
+        confusion(predicted, target[:, :2])
+
+
+class LeftHalf(torch.nn.Module):
+    """Answers with a logit of +4 left of the middle and -4 right of it, whatever it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        logits = torch.full_like(images[:, :1], -4.0)
+        logits[..., : images.shape[-1] // 2] = 4.0
+        return logits
+
+
+def test_flip_averages_the_mirrored_answer():
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    straight = predict(LeftHalf(), images, flip=False, batch_size=2)
+    assert straight.shape == (3, 1, 8, 8)
+    assert straight[0, 0, 0, 0] > 0.9 > 0.1 > straight[0, 0, 0, 7]
+    torch.testing.assert_close(predict(LeftHalf(), images, flip=True), torch.full((3, 1, 8, 8), 0.5))
