@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.data import BACKGROUND, BORDER, PET
-from utils.metrics import baselines, confusion, dice, iou, pixel_accuracy, predict, segmentation_scores
+from utils.metrics import ONE_VIEW, baselines, confusion, dice, iou, pixel_accuracy, predict, segmentation_scores
 
 
 def test_by_hand():
@@ -71,28 +71,44 @@ def test_baselines_by_hand():
     assert rows["mean_mask"]["iou"] == pytest.approx(1 / 2)
 
 
-@pytest.mark.parametrize(("predicted", "target"), [(torch.zeros(1, 4), torch.zeros(1, 4)), (torch.ones(2, 3).bool(),) * 2])
-def test_confusion_refuses_what_is_not_bool_or_not_of_one_shape(predicted, target):
-    with pytest.raises(ValueError, match="expected bool"):
-        confusion(predicted, target[:, :2])
+def test_confusion_refuses_what_is_not_bool_or_not_of_one_shape():
+    with pytest.raises(ValueError, match=r"predicted is torch.float32 \(1, 4\), expected bool"):
+        confusion(torch.zeros(1, 4), torch.zeros(1, 4).bool())
+    with pytest.raises(ValueError, match=r"predicted is torch.bool \(1, 3\), expected bool \(1, 4\)"):
+        confusion(torch.zeros(1, 3).bool(), torch.zeros(1, 4).bool())
 
 
 class LeftHalf(torch.nn.Module):
-    """Answers with a logit of +4 left of the middle and -4 right of it, whatever it is shown."""
+    """Answers +4 left of the middle and -4 right of it, whatever it is shown, and notes the sizes it saw."""
+
+    depth = 2
 
     def __init__(self):
         super().__init__()
         self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.saw = []
 
     def forward(self, images):
+        self.saw.append(tuple(images.shape[-2:]))
         logits = torch.full_like(images[:, :1], -4.0)
         logits[..., : images.shape[-1] // 2] = 4.0
         return logits
 
 
-def test_flip_averages_the_mirrored_answer():
-    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
-    straight = predict(LeftHalf(), images, flip=False, batch_size=2)
-    assert straight.shape == (3, 1, 8, 8)
-    assert straight[0, 0, 0, 0] > 0.9 > 0.1 > straight[0, 0, 0, 7]
-    torch.testing.assert_close(predict(LeftHalf(), images, flip=True), torch.full((3, 1, 8, 8), 0.5))
+def test_one_view_is_the_models_own_answer():
+    answer = predict(LeftHalf(), torch.zeros(3, 3, 8, 8, dtype=torch.uint8), views=ONE_VIEW, batch_size=2)
+    torch.testing.assert_close(answer[..., :4], torch.full((3, 1, 8, 4), 4.0).sigmoid())
+    torch.testing.assert_close(answer[..., 4:], torch.full((3, 1, 8, 4), -4.0).sigmoid())
+
+
+def test_a_mirrored_view_is_mirrored_back():
+    answer = predict(LeftHalf(), torch.zeros(3, 3, 8, 8, dtype=torch.uint8), views=[(1, False), (1, True)])
+    torch.testing.assert_close(answer, torch.full((3, 1, 8, 8), 0.5))
+
+
+def test_a_scaled_view_has_sides_that_the_model_accepts():
+    model = LeftHalf()
+    answer = predict(model, torch.zeros(1, 3, 8, 16, dtype=torch.uint8), views=[(0.6, False), (0.1, False)])
+    assert model.saw == [(4, 8), (4, 4)]
+    assert answer.shape == (1, 1, 8, 16)
+    assert answer[0, 0, 4, 0] > 0.9 > 0.1 > answer[0, 0, 4, 15]

@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which readers with any colour vision can tell apart
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from utils.data import BACKGROUND, BORDER, PET
+from utils.storage import write_atomically
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 PET_COLOUR, BORDER_COLOUR, MISSED_COLOUR = "#56B4E9", "#E69F00", "#D55E00"
@@ -21,6 +23,11 @@ def titled(figure: Figure, title: str, source: str) -> Figure:
     """Give the figure its title, and say in capitals when it does not show real data."""
     figure.suptitle(f"STAND-IN DATA: {title}" if source == "stand-in" else title, fontsize=15)
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG, atomically."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=80))
 
 
 def grid(rows: int, columns: int, side: float = 1.9) -> tuple[Figure, np.ndarray]:

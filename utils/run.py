@@ -5,6 +5,7 @@ and only from a complete run of the default parameters.
 """
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -84,12 +85,16 @@ def execute(notebook: Path, parameters: dict, folder: str) -> Path:
 
 def publish(executed: Path, notebook: Path) -> None:
     """Replace the committed notebook by its executed copy, and its files in Results/ by those of the run."""
+    results = ROOT / yaml.safe_load(papermill.inspect_notebook(notebook)["run_dir"]["default"]) / "results"
+    for summary in results.glob("*.json"):
+        if json.loads(summary.read_text(encoding="utf-8"))["data"] == "stand-in":
+            raise ValueError(f"{summary} is of stand-in data, which is never published")
     content = nbformat.read(executed, as_version=4)
     for part in [content, *content.cells]:
         part.metadata.pop("papermill", None)  # paths and times of this machine
         part.metadata.pop("execution", None)
     write_atomically(notebook, lambda temporary: nbformat.write(content, temporary))
-    for file in sorted((ROOT / "runs" / "results").iterdir()):
+    for file in sorted(results.iterdir()):
         write_atomically(ROOT / "Results" / file.name, lambda temporary, file=file: shutil.copyfile(file, temporary))
 
 

@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 
 from utils.storage import load_tensors, save_tensors
 
+SHORTEST_CYCLE = 10  # optimiser steps: with fewer, the schedule's rise has none
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that belongs to another training; the message says what differs and what to do."""
@@ -88,10 +90,14 @@ def fit(
         label: name on the progress bar.
 
     Raises:
+        ValueError: if there are too few steps for a cycle.
         CheckpointError: if `checkpoint` belongs to another training.
         DamagedFileError: if `checkpoint` cannot be read.
         DivergedError: if the loss becomes NaN or infinite.
     """
+    if epochs * len(batches) < SHORTEST_CYCLE:
+        needed = f"a one-cycle schedule needs {SHORTEST_CYCLE} steps or more"
+        raise ValueError(f"{epochs} epochs of {len(batches)} batches: {needed}")
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=learning_rate, total_steps=epochs * len(batches), pct_start=0.2

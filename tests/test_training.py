@@ -1,0 +1,243 @@
+"""Training: it learns, it resumes exactly after a real SIGKILL, and it refuses what it must not continue."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import albumentations
+import pytest
+import torch
+from torch import nn
+
+from utils import data, losses, training
+from utils.data import PetBatches, load_pets, to_input
+from utils.metrics import ONE_VIEW, predict, segmentation_scores
+from utils.storage import DamagedFileError, load_tensors
+from utils.training import CheckpointError, DivergedError, best_precision, fit
+from utils.unet import UNet
+
+RECIPE = {"learning_rate": 1e-2, "weight_decay": 1e-2, "settings": {"seed": 0}}
+
+
+class Lines:
+    """Batches of points on y = 2x + 1, other points in each epoch, always the same for the same epoch."""
+
+    def __len__(self):
+        return 5
+
+    def epoch(self, number):
+        generator = torch.Generator().manual_seed(number)
+        for _ in range(len(self)):
+            x = torch.rand(16, 1, generator=generator)
+            yield x, 2 * x + 1
+
+
+def squared_error(model, batch):
+    x, y = batch
+    noise = 1e-3 * torch.randn(len(x), 1)  # makes the result depend on the random state
+    error = (model(x) + noise - y).square().mean()
+    return {"loss": error, "twice": 2 * error}
+
+
+def closeness(model):
+    return {"score": -(model.weight - 2).abs().item()}
+
+
+def train(checkpoint, epochs=6, loss=squared_error, score=closeness, **changes):
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+    return model, fit(model, Lines(), loss, score, epochs=epochs, checkpoint=checkpoint, **(RECIPE | changes))
+
+
+def equal(a, b):
+    """Bit for bit, in nested dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b))
+    return a == b
+
+
+def without_times(checkpoint):
+    return {key: value for key, value in load_tensors(checkpoint).items() if key != "seconds"}
+
+
+def test_history_has_a_row_for_each_epoch(tmp_path):
+    _, result = train(tmp_path / "line.pt")
+    assert len(result.history) == len(result.seconds) == 6
+    assert result.history[0].keys() == {"loss", "twice", "score", "learning_rate"}
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert result.history[0]["twice"] == pytest.approx(2 * result.history[0]["loss"])
+
+
+def test_the_best_weights_are_kept(tmp_path):
+    scores = iter([0.1, 0.9, 0.3, 0.2])
+    weights = []
+
+    def score(model):
+        weights.append(model.weight.item())
+        return {"score": next(scores)}
+
+    model, result = train(tmp_path / "line.pt", epochs=4, score=score)
+    assert result.best_epoch == 1
+    assert model.weight.item() == weights[1] != weights[3]
+
+
+def test_an_interrupted_training_goes_on_to_the_same_numbers(tmp_path):
+    train(tmp_path / "unbroken.pt")
+    interrupted = tmp_path / "interrupted.pt"
+
+    def stop_in_the_fourth_epoch(model):
+        if len(load_tensors(interrupted)["history"] if interrupted.exists() else []) == 3:
+            raise KeyboardInterrupt
+        return closeness(model)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(interrupted, score=stop_in_the_fourth_epoch)
+    assert len(load_tensors(interrupted)["history"]) == 3
+    torch.manual_seed(999)  # whatever happened in between
+    train(interrupted)
+    assert equal(without_times(interrupted), without_times(tmp_path / "unbroken.pt"))
+
+
+def test_a_finished_training_is_only_loaded(tmp_path):
+    model, first = train(tmp_path / "line.pt")
+
+    def never(*_):
+        pytest.fail("trained again")
+
+    loaded, second = train(tmp_path / "line.pt", loss=never, score=never)
+    assert torch.equal(model.weight, loaded.weight)
+    assert first == second
+
+
+def test_another_trainings_checkpoint_is_refused_and_kept(tmp_path):
+    checkpoint = tmp_path / "line.pt"
+    train(checkpoint)
+    before = checkpoint.read_bytes()
+    with pytest.raises(CheckpointError, match=r"seed: 0 there, 1 now.*delete it or choose another run_dir"):
+        train(checkpoint, settings={"seed": 1})
+    with pytest.raises(CheckpointError, match=r"epochs: 6 there, 7 now"):
+        train(checkpoint, epochs=7)
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    checkpoint = tmp_path / "line.pt"
+    train(checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:700])
+    with pytest.raises(DamagedFileError, match=r"line.pt is damaged.*delete it and run again"):
+        train(checkpoint)
+
+
+def test_divergence_names_the_epoch_and_keeps_the_last_good_checkpoint(tmp_path):
+    factors = iter([1.0] * 10 + [float("nan")] * 5)  # of two good epochs, and one that is not
+
+    def loss(model, batch):
+        return {"loss": squared_error(model, batch)["loss"] * next(factors)}
+
+    with pytest.raises(DivergedError, match=r"became nan in epoch 3; the last good checkpoint is .*line.pt"):
+        train(tmp_path / "line.pt", loss=loss)
+    assert len(load_tensors(tmp_path / "line.pt")["history"]) == 2
+
+
+def test_too_short_for_a_cycle(tmp_path):
+    with pytest.raises(ValueError, match="1 epochs of 5 batches: a one-cycle schedule needs 10 steps or more"):
+        train(tmp_path / "line.pt", epochs=1)
+
+
+# --- The real thing: a U-Net, a process of its own, SIGKILL -----------------------------------------------------------
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {root!r})
+from tests.test_training import train_unet
+train_unet(Path({checkpoint!r}), epochs=4)
+"""
+
+
+def train_unet(checkpoint, epochs, down="strided", up="upsample", loss_function=losses.dice_loss, count=96):
+    """A small U-Net on the stand-in, as the notebook trains it."""
+    pets = load_pets("stand-in", Path(), 32)
+    few = type(pets.train)(pets.train.images[:count], pets.train.trimaps[:count], pets.train.names[:count])
+    torch.manual_seed(0)
+    model = UNet(3, 1, 8, 3, down, up).to(memory_format=torch.channels_last)
+
+    def loss(model, batch):
+        images, targets = batch
+        return {"loss": loss_function(model(to_input(images)), targets.float())}
+
+    def score(model):
+        predicted = predict(model, few.images, views=ONE_VIEW) >= 0.5
+        return {"score": segmentation_scores(predicted, few.trimaps)["iou"]}
+
+    batches = PetBatches(few, 8, [32] * epochs, seed=0)
+    return fit(model, batches, loss, score, epochs=epochs, checkpoint=checkpoint, **RECIPE)
+
+
+def start(checkpoint):
+    root = str(Path(__file__).parent.parent)
+    code = SCRIPT.format(root=root, checkpoint=str(checkpoint))
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+
+
+def test_killed_in_the_middle_of_an_epoch(tmp_path):
+    unbroken, killed = tmp_path / "unbroken.pt", tmp_path / "killed.pt"
+    assert start(unbroken).wait() == 0
+    length = max(load_tensors(unbroken)["seconds"])
+    process = start(killed)
+    while not killed.exists():
+        time.sleep(0.001)
+        assert process.poll() is None
+    time.sleep(0.4 * length)  # into the second epoch
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 1 <= len(load_tensors(killed)["history"]) < 4, "killed too late to test anything"
+    assert start(killed).wait() == 0
+    assert equal(without_times(killed), without_times(unbroken))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["killed.pt", "unbroken.pt"]
+
+
+@pytest.mark.parametrize(("down", "up", "loss_function"), [
+    ("maxpool", "transposed", losses.bce_loss),
+    ("maxpool", "transposed", losses.dice_loss),
+    ("strided", "transposed", losses.bce_loss),
+    ("strided", "upsample", losses.dice_loss),
+])  # fmt: skip
+def test_a_handful_of_images_is_learnt_by_heart(tmp_path, monkeypatch, down, up, loss_function):
+    monkeypatch.setattr(data, "augmentation", lambda: albumentations.Compose([]))
+    result = train_unet(tmp_path / "few.pt", 100, down, up, loss_function, count=8)
+    assert result.history[-1]["score"] > 0.9
+
+
+# --- Precision --------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_only_where_the_processor_has_it(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert best_precision(cpu) == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert best_precision(cpu) == torch.float32
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert best_precision(cpu) == torch.float32
+
+
+def test_training_in_bfloat16_keeps_float32_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "best_precision", lambda device: torch.bfloat16)
+    seen = []
+
+    def loss(model, batch):
+        seen.append(model(batch[0]).dtype)
+        return squared_error(model, batch)
+
+    model, _ = train(tmp_path / "line.pt", epochs=2, loss=loss)
+    assert set(seen) == {torch.bfloat16}
+    assert model.weight.dtype == torch.float32
