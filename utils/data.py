@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import OxfordIIITPet
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from utils import standins
 from utils.storage import DamagedFileError, load_tensors, save_tensors

@@ -16,7 +16,8 @@ from utils.data import BACKGROUND, BORDER, PET
 from utils.storage import write_atomically
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
-PET_COLOUR, BORDER_COLOUR, MISSED_COLOUR = "#56B4E9", "#E69F00", "#D55E00"
+PET_COLOUR, BORDER_COLOUR = "#56B4E9", "#E69F00"
+FOUND_COLOUR, MISSED_COLOUR, FALSE_ALARM_COLOUR = "#56B4E9", "#D55E00", "#F0E442"
 
 
 def titled(figure: Figure, title: str, source: str) -> Figure:
@@ -91,7 +92,7 @@ def plot_loss_against_size(radii: Sequence[int], costs: dict[str, Sequence[float
         ax.plot(radii, values, marker=marker, color=colour, linewidth=2, label=name)
     ax.set(xlabel="radius of the object, pixels (image 128 x 128)", ylabel="loss (BCE in nats)", yscale="log")
     ax.set_title("The price of missing half of an object")
-    ax.legend(fontsize=12)
+    ax.legend(fontsize=12, loc="center right")
     ax.grid(alpha=0.3)
     return figure
 
@@ -107,7 +108,7 @@ def plot_learning_curves(histories: dict[str, list[dict]], sizes: Sequence[int],
         axes[2].plot(epochs, [row["score"] for row in history], color=colour, linewidth=2, label=variant)
     axes[0].set(title="Training loss: BCE", ylabel="nats per pixel")
     axes[1].set(title="Training loss: Dice", ylabel="1 - soft Dice")
-    axes[2].set(title="Validation IoU, no flip", ylabel="IoU, pet + border", ylim=(0.3, 1))
+    axes[2].set(title="Validation IoU, one view", ylabel="IoU, pet + border", ylim=(0.3, 1))
     for ax in axes:
         mark_size_changes(ax, sizes)
         ax.set_xlabel("epoch")
@@ -127,7 +128,7 @@ def mark_size_changes(ax: Axes, sizes: Sequence[int]) -> None:
 def plot_predictions(
     images: Tensor, trimaps: Tensor, predicted: dict[str, Tensor], scores: dict[str, Tensor], title: str, source: str
 ) -> Figure:
-    """Each row: image, truth, and what each variant predicts, with its IoU.
+    """Each row: image, truth, and each variant's IoU and pixels: found (blue), missed (red), false alarms (yellow).
 
     Args:
         images: uint8 (N, 3, H, W).
@@ -143,9 +144,11 @@ def plot_predictions(
         show_trimap(row[1], images[i], trimaps[i])
         truth = trimaps[i, 0] != BACKGROUND
         for ax, variant in zip(row[2:], predicted):
-            show_image(ax, images[i])
-            paint(ax, predicted[variant][i, 0], PET_COLOUR)
-            paint(ax, truth & ~predicted[variant][i, 0], MISSED_COLOUR)
+            mask = predicted[variant][i, 0]
+            ax.imshow(images[i].float().mean(0).numpy(), cmap="gray", vmin=0, vmax=255)
+            paint(ax, mask & truth, FOUND_COLOUR)
+            paint(ax, truth & ~mask, MISSED_COLOUR)
+            paint(ax, mask & ~truth, FALSE_ALARM_COLOUR)
             ax.text(3, 4, f"IoU {scores[variant][i]:.2f}", va="top", fontsize=11, backgroundcolor="#ffffffb0")
     for ax, name in zip(axes[0], ["image", "truth", *predicted]):
         ax.set_title(name, fontsize=12)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import nbformat
 import papermill
-import yaml
 
 from utils.storage import write_atomically
 
@@ -51,7 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="embedded stand-in data and small models: a few minutes")
     parser.add_argument("--publish", action="store_true", help="then write the executed notebooks and Results/")
     pair = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
-    parser.add_argument("-p", "--parameter", **pair, help="a notebook's parameter; VALUE is read as YAML")
+    parser.add_argument("-p", "--parameter", **pair, help="a notebook's parameter; VALUE is JSON or plain text")
     options = parser.parse_args(arguments)
     if options.publish and (options.quick or options.parameter):
         parser.error("--publish takes the notebooks' own parameters: leave out --quick and -p")
@@ -63,8 +62,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def parameters_for(name: str, options: argparse.Namespace) -> dict:
     """Quick values first, the command line's over them, as far as this notebook knows them."""
     known = papermill.inspect_notebook(ROOT / name)
-    given = {key: yaml.safe_load(value) for key, value in options.parameter if key in known}
+    given = {key: value_of(text) for key, text in options.parameter if key in known}
     return (QUICK[name] if options.quick else {}) | given
+
+
+def value_of(text: str) -> object:
+    """What was typed, as JSON (2e-3, [[64, 3]], true, "text") where it is, else as it stands."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def refuse_unknown(plan: list, given: dict) -> None:
@@ -85,7 +92,7 @@ def execute(notebook: Path, parameters: dict, folder: str) -> Path:
 
 def publish(executed: Path, notebook: Path) -> None:
     """Replace the committed notebook by its executed copy, and its files in Results/ by those of the run."""
-    results = ROOT / yaml.safe_load(papermill.inspect_notebook(notebook)["run_dir"]["default"]) / "results"
+    results = ROOT / value_of(papermill.inspect_notebook(notebook)["run_dir"]["default"]) / "results"
     for summary in results.glob("*.json"):
         if json.loads(summary.read_text(encoding="utf-8"))["data"] == "stand-in":
             raise ValueError(f"{summary} is of stand-in data, which is never published")

@@ -1,0 +1,132 @@
+"""The notebooks: run with the quick values, judged by what they wrote, run again, and the same numbers come out."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from utils import report, run
+
+ROOT = Path(__file__).parent.parent
+UNET = "01_unet_segmentation.ipynb"
+
+
+def outputs(notebook):
+    """All text that a notebook's cells have put out, and how many pictures."""
+    parts, pictures = [], 0
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            pictures += any(kind.startswith("image/") for kind in data)
+            parts += [output.get("text", ""), data.get("text/markdown", "")]
+    return "\n".join(parts), pictures
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """The notebook as `python -m utils.run --quick` leaves it, from nothing."""
+    shutil.rmtree(ROOT / "runs" / "quick", ignore_errors=True)
+    command = [sys.executable, "-m", "utils.run", "--quick", UNET]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    return ROOT / "runs" / "quick"
+
+
+def test_all_four_variants_learn(quick):
+    results = json.loads((quick / "unet" / "results" / "unet.json").read_text())
+    assert list(results["variants"]) == ["MP+Tr+BCE", "MP+Tr+Dice", "StrConv+Tr+BCE", "StrConv+Ups+Dice"]
+    for row in results["variants"].values():
+        assert row["iou"] > 0.8 > results["baselines"]["mean_mask"]["iou"]
+
+
+def test_the_table_and_all_figures_are_there_and_say_stand_in(quick):
+    text, pictures = outputs(quick / UNET)
+    results = json.loads((quick / "unet" / "results" / "unet.json").read_text())
+    assert report.two_by_two(results) in text
+    assert report.long_table(results) in text
+    assert "*** STAND-IN DATA" in text
+    assert pictures == 8
+
+
+def test_a_second_run_gives_the_same_numbers(quick):
+    shutil.rmtree(quick / "unet")  # or it would only load the first run's checkpoints
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--rootdir", quick, quick / UNET]
+    second = subprocess.run([*map(str, command), "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 0, second.stdout
+    checked = [c for c in nbformat.read(quick / UNET, as_version=4).cells if "nbval-check-output" in str(c.metadata)]
+    assert len(checked) == 3
+
+
+def test_a_notebook_opened_alone_clones_the_course(tmp_path):
+    """As on Colab, with a file:// address in the place of a web address."""
+    clone = tmp_path / "origin"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    cells = nbformat.read(ROOT / UNET, as_version=4).cells
+    setup = next(cell.source for cell in cells if "git" in cell.source and cell.cell_type == "code")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    program = f"repo_url = {clone.as_uri()!r}\n{setup}\nimport utils.unet; print(utils.unet.__file__)"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=alone, capture_output=True, text=True)
+    assert ran.stdout.strip() == str(alone / "course" / "utils" / "unet.py"), ran.stderr
+    without = subprocess.run(
+        [sys.executable, "-c", f"repo_url = ''\n{setup}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "set repo_url above to the address of this repository" in without.stderr
+
+
+def test_a_misspelt_parameter_is_refused(capsys):
+    assert run.main([UNET, "-p", "learning_rat", "0.1"]) == 1
+    message = capsys.readouterr().err
+    assert "no notebook has the parameter learning_rat" in message
+    assert "learning_rate" in message
+
+
+def test_publishing_takes_no_other_values(capsys):
+    for arguments in (["--publish", "--quick"], ["--publish", "-p", "seed", "1"]):
+        with pytest.raises(SystemExit):
+            run.main(arguments)
+        assert "leave out --quick and -p" in capsys.readouterr().err
+
+
+def test_parameters_override_the_quick_values():
+    given = {"size_schedule": "[[64, 3]]", "learning_rate": "2e-3", "run_dir": "runs/other"}
+    typed = [word for pair in given.items() for word in ("-p", *pair)]
+    values = run.parameters_for(UNET, run.parse([UNET, "--quick", *typed]))
+    expected = {"size_schedule": [[64, 3]], "learning_rate": 0.002, "run_dir": "runs/other"}
+    assert values == run.QUICK[UNET] | expected
+
+
+# --- What is published ------------------------------------------------------------------------------------------------
+
+
+def test_readme_shows_the_tables_of_results():
+    results = json.loads((ROOT / "Results" / "unet.json").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.with_tables(text, report.unet_tables(results)) == text, "run: python -m utils.report"
+
+
+def test_the_published_notebook_shows_the_published_numbers():
+    results = json.loads((ROOT / "Results" / "unet.json").read_text(encoding="utf-8"))
+    text, _ = outputs(ROOT / UNET)
+    assert report.two_by_two(results) in text
+    assert results["data"] == "oxford-iiit-pet"
+
+
+def test_the_published_parameters_are_the_notebooks():
+    results = json.loads((ROOT / "Results" / "unet.json").read_text(encoding="utf-8"))
+    cells = nbformat.read(ROOT / UNET, as_version=4).cells
+    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    for name, value in results["recipe"].items():
+        written = re.search(rf"^{name} = (.*?)  #", source, re.MULTILINE)[1]
+        assert run.value_of(written) == value
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [t for t in re.findall(r"\]\(([^)#]+)\)", text) if not t.startswith("http")]
+    assert targets
+    assert not [t for t in targets if not (ROOT / t).exists()]
