@@ -1,7 +1,7 @@
 """Training throughput of the U-Net, measured side by side in one run: `python tests/benchmark_unet.py`.
 
-Three rows: a plain loop (float32, NCHW, files decoded by a DataLoader in each epoch), this project, and the bound that the
-same model reaches on resident random tensors. The rows take turns, so that a slow minute of the machine hits all three.
+Three rows: a plain loop (float32, NCHW, files decoded by a DataLoader in each epoch), this project, and the bound that
+the same model reaches on resident random tensors. They take turns, so that a slow minute of the machine hits all three.
 """
 
 import sys

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from utils.data import BACKGROUND, BORDER, PET
-from utils.metrics import ONE_VIEW, baselines, confusion, dice, iou, pixel_accuracy, predict, segmentation_scores
+from utils.data import BACKGROUND, BORDER, PET, to_input
+from utils.metrics import baselines, confusion, dice, iou, pixel_accuracy, predict, segmentation_scores
 
 
 def test_by_hand():
@@ -78,37 +78,10 @@ def test_confusion_refuses_what_is_not_bool_or_not_of_one_shape():
         confusion(torch.zeros(1, 3).bool(), torch.zeros(1, 4).bool())
 
 
-class LeftHalf(torch.nn.Module):
-    """Answers +4 left of the middle and -4 right of it, whatever it is shown, and notes the sizes it saw."""
-
-    depth = 2
-
-    def __init__(self):
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(1))
-        self.saw = []
-
-    def forward(self, images):
-        self.saw.append(tuple(images.shape[-2:]))
-        logits = torch.full_like(images[:, :1], -4.0)
-        logits[..., : images.shape[-1] // 2] = 4.0
-        return logits
-
-
-def test_one_view_is_the_models_own_answer():
-    answer = predict(LeftHalf(), torch.zeros(3, 3, 8, 8, dtype=torch.uint8), views=ONE_VIEW, batch_size=2)
-    torch.testing.assert_close(answer[..., :4], torch.full((3, 1, 8, 4), 4.0).sigmoid())
-    torch.testing.assert_close(answer[..., 4:], torch.full((3, 1, 8, 4), -4.0).sigmoid())
-
-
-def test_a_mirrored_view_is_mirrored_back():
-    answer = predict(LeftHalf(), torch.zeros(3, 3, 8, 8, dtype=torch.uint8), views=[(1, False), (1, True)])
-    torch.testing.assert_close(answer, torch.full((3, 1, 8, 8), 0.5))
-
-
-def test_a_scaled_view_has_sides_that_the_model_accepts():
-    model = LeftHalf()
-    answer = predict(model, torch.zeros(1, 3, 8, 16, dtype=torch.uint8), views=[(0.6, False), (0.1, False)])
-    assert model.saw == [(4, 8), (4, 4)]
-    assert answer.shape == (1, 1, 8, 16)
-    assert answer[0, 0, 4, 0] > 0.9 > 0.1 > answer[0, 0, 4, 15]
+def test_predictions_are_the_models_sigmoid_in_eval_mode_whatever_the_batch_size():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 3, padding=1), torch.nn.BatchNorm2d(1))
+    images = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
+    answer = predict(model, images, batch_size=2)
+    assert not model.training
+    torch.testing.assert_close(answer, model(to_input(images)).sigmoid())
+    assert answer.shape == (5, 1, 8, 8)

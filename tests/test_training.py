@@ -13,7 +13,7 @@ from torch import nn
 
 from utils import data, losses, training
 from utils.data import PetBatches, load_pets, to_input
-from utils.metrics import ONE_VIEW, predict, segmentation_scores
+from utils.metrics import predict, segmentation_scores
 from utils.storage import DamagedFileError, load_tensors
 from utils.training import CheckpointError, DivergedError, best_precision, fit
 from utils.unet import UNet
@@ -175,7 +175,7 @@ def train_unet(checkpoint, epochs, down="strided", up="upsample", loss_function=
         return {"loss": loss_function(model(to_input(images)), targets.float())}
 
     def score(model):
-        predicted = predict(model, few.images, views=ONE_VIEW) >= 0.5
+        predicted = predict(model, few.images) >= 0.5
         return {"score": segmentation_scores(predicted, few.trimaps)["iou"]}
 
     batches = PetBatches(few, 8, [32] * epochs, seed=0)

@@ -4,20 +4,12 @@ Scores 'over the whole set' add up the pixel counts of all images before dividin
 a small one; `iou_per_image` divides for each image and then averages. 'Border ignored' leaves out the trimap's border.
 """
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from utils.data import BORDER, foreground, to_input
-from utils.unet import UNet
 
 THRESHOLD = 0.5  # a pixel is foreground where its probability is at least this
-
-Views = Sequence[tuple[float, bool]]  # scale of the image, and whether it is mirrored
-ONE_VIEW: Views = [(1.0, False)]
-MANY_VIEWS: Views = [(scale, mirrored) for scale in (0.75, 1.0, 1.25) for mirrored in (False, True)]
 
 
 def confusion(predicted: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -91,28 +83,8 @@ def baselines(train_trimaps: Tensor, test_trimaps: Tensor) -> dict[str, dict[str
 
 
 @torch.inference_mode()
-def predict(model: UNet, images: Tensor, views: Views = MANY_VIEWS, batch_size: int = 32) -> Tensor:
-    """Foreground probabilities, float32 (N, 1, H, W) in 0..1 on the CPU, of uint8 images (N, 3, H, W).
-
-    The mean over the views, each mapped back onto the image (test-time augmentation); `ONE_VIEW` is the plain answer.
-    """
+def predict(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
+    """Foreground probabilities, float32 (N, 1, H, W) in 0..1 on the CPU, of uint8 images (N, 3, H, W)."""
     device = next(model.parameters()).device
     model.eval()
-    parts = (images[i : i + batch_size].to(device) for i in range(0, len(images), batch_size))
-    return torch.cat([torch.stack([seen(model, part, *view) for view in views]).mean(0).cpu() for part in parts])
-
-
-def seen(model: UNet, images: Tensor, scale: float, mirrored: bool) -> Tensor:
-    """Probabilities (N, 1, H, W) from one view: the images scaled, to sides that the model accepts, and mirrored."""
-    step = 2**model.depth
-    sides = [max(step, round(side * scale / step) * step) for side in images.shape[-2:]]
-    inputs = resized(to_input(images), sides)
-    logits = model(inputs.flip(-1)).flip(-1) if mirrored else model(inputs)
-    return resized(logits.float().sigmoid(), images.shape[-2:])
-
-
-def resized(images: Tensor, sides: Sequence[int]) -> Tensor:
-    """Images (N, C, H, W) at other sides, bilinear, smoothed where they shrink."""
-    if tuple(images.shape[-2:]) == tuple(sides):
-        return images
-    return F.interpolate(images, size=tuple(sides), mode="bilinear", antialias=True)
+    return torch.cat([model(to_input(part.to(device))).float().sigmoid().cpu() for part in images.split(batch_size)])

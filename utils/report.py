@@ -15,6 +15,7 @@ SCORES = {
     "pixel_accuracy": "pixel accuracy",
     "iou_per_image": "IoU per image",
     "iou_border_ignored": "IoU, border ignored",
+    "iou_one_view": "IoU, one view",
 }
 BASELINES = {"all_foreground": "all foreground", "mean_mask": "mean training mask"}
 DECODERS = {"Tr": "transposed convolution", "Ups": "bilinear upsampling"}
@@ -58,8 +59,8 @@ def long_table(results: dict) -> str:
 
 
 def scores(row: dict) -> list[str]:
-    """Scores with three decimals, in the order of SCORES."""
-    return [f"{row[name]:.3f}" for name in SCORES]
+    """Scores with three decimals, in the order of SCORES; nothing where a baseline has no such score."""
+    return [f"{row[name]:.3f}" if name in row else "" for name in SCORES]
 
 
 def unet_tables(results: dict) -> dict[str, str]:

@@ -98,7 +98,9 @@ def fit(
     if epochs * len(batches) < SHORTEST_CYCLE:
         needed = f"a one-cycle schedule needs {SHORTEST_CYCLE} steps or more"
         raise ValueError(f"{epochs} epochs of {len(batches)} batches: {needed}")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    device = next(model.parameters()).device
+    fused = device.type in ("cpu", "cuda")  # where the lowest torch admitted has it
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=fused)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=learning_rate, total_steps=epochs * len(batches), pct_start=0.2
     )
@@ -109,7 +111,7 @@ def fit(
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["random_state"])
+        set_random_states(state["random_states"], device)
     done = len(state["history"])
     with tqdm(total=epochs * len(batches), initial=done * len(batches), desc=label, leave=False, mininterval=1) as bar:
         for epoch in range(done, epochs):
@@ -122,7 +124,7 @@ def fit(
                 model=model.state_dict(),
                 optimiser=optimiser.state_dict(),
                 schedule=schedule.state_dict(),
-                random_state=torch.get_rng_state(),
+                random_states=random_states(device),
             )
             save_tensors(checkpoint, state)
             bar.set_postfix(loss=f"{row['loss']:.3f}", validation=f"{row['score']:.3f}")
@@ -151,6 +153,22 @@ def train_epoch(model, batches, loss, optimiser, schedule, bar, place: str) -> d
     if not torch.isfinite(torch.tensor(means["loss"])):
         raise DivergedError(f"the loss became {means['loss']} {place}")
     return means | {"learning_rate": schedule.get_last_lr()[0]}
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's generators, on the CPU and on the device."""
+    states = {"cpu": torch.get_rng_state()}
+    return states if device.type == "cpu" else states | {device.type: getattr(torch, device.type).get_rng_state()}
+
+
+def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Undo what has been drawn since `random_states`.
+
+    Where the training has moved to another device, the new one's generator stays as it is: the numbers differ anyway.
+    """
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu" and device.type in states:
+        getattr(torch, device.type).set_rng_state(states[device.type])
 
 
 def where(epoch: int, checkpoint: Path) -> str:
