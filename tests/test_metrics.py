@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.data import BACKGROUND, BORDER, PET, to_input
-from utils.metrics import baselines, confusion, dice, iou, pixel_accuracy, predict, segmentation_scores
+from utils.metrics import baselines, confusion, dice, iou, iou_difference, pixel_accuracy, predict, segmentation_scores
 
 
 def test_by_hand():
@@ -85,3 +85,20 @@ def test_predictions_are_the_models_sigmoid_in_eval_mode_whatever_the_batch_size
     assert not model.training
     torch.testing.assert_close(answer, model(to_input(images)).sigmoid())
     assert answer.shape == (5, 1, 8, 8)
+
+
+def test_difference_of_iou_by_hand():
+    before = torch.tensor([[1, 1, 0, 0]]).repeat(50, 1)  # IoU 1/2 on each image
+    after = torch.tensor([[3, 0, 1, 0]]).repeat(50, 1)  # IoU 3/4 on each image
+    assert iou_difference(before, after) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_the_interval_of_a_difference_covers_what_theory_says():
+    # One pixel an image, right with probability q: IoU = q, so the difference of two models has a known deviation.
+    generator = torch.Generator().manual_seed(1)
+    right = (torch.rand(2, 2000, generator=generator) < torch.tensor([[0.6], [0.7]])).long()
+    before, after = (torch.stack([r, torch.zeros_like(r), 1 - r, torch.zeros_like(r)], dim=1) for r in right)
+    difference, low, high = iou_difference(before, after)
+    deviation = ((0.6 * 0.4 + 0.7 * 0.3) / 2000) ** 0.5
+    assert difference == pytest.approx((right[1] - right[0]).float().mean().item())
+    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.1)

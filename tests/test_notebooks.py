@@ -106,7 +106,9 @@ def test_parameters_override_the_quick_values():
 def test_readme_shows_the_tables_of_results():
     results = json.loads((ROOT / "Results" / "unet.json").read_text(encoding="utf-8"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.with_tables(text, report.unet_tables(results)) == text, "run: python -m utils.report"
+    tables = report.unet_tables(results)
+    assert report.with_tables(text, tables) == text, "run: python -m utils.report"
+    assert (ROOT / "Results" / "unet.md").read_text(encoding="utf-8") == report.as_page(tables)
 
 
 def test_the_published_notebook_shows_the_published_numbers():

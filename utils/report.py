@@ -1,6 +1,6 @@
 """Tables as Markdown, from the json files that a run writes: the same text for notebook, Results/ and README.
 
-`python -m utils.report` writes the tables of Results/ into the README, between its markers.
+`python -m utils.report` writes Results/unet.md, and the same tables between their markers in the README.
 """
 
 import json
@@ -68,6 +68,11 @@ def unet_tables(results: dict) -> dict[str, str]:
     return {"unet-2x2": two_by_two(results), "unet-long": long_table(results)}
 
 
+def as_page(tables: dict[str, str]) -> str:
+    """All tables, one after the other."""
+    return "\n\n".join(tables.values()) + "\n"
+
+
 def with_tables(text: str, tables: dict[str, str]) -> str:
     """A text whose sections <!-- name --> ... <!-- /name --> hold the tables.
 
@@ -83,11 +88,12 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Bring the README up to date with Results/."""
+    """Bring Results/unet.md and the README up to date with Results/unet.json."""
     tables = unet_tables(json.loads(Path("Results/unet.json").read_text(encoding="utf-8")))
     readme = Path("README.md")
-    text = with_tables(readme.read_text(encoding="utf-8"), tables)
-    write_atomically(readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    texts = {readme: with_tables(readme.read_text(encoding="utf-8"), tables), Path("Results/unet.md"): as_page(tables)}
+    for path, text in texts.items():
+        write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":
