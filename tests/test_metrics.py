@@ -20,7 +20,7 @@ def test_against_a_plain_loop():
     generator = torch.Generator().manual_seed(0)
     trimaps = torch.randint(1, 4, (5, 1, 7, 9), dtype=torch.uint8, generator=generator)
     predicted = torch.rand(5, 1, 7, 9, generator=generator) > 0.4
-    both = either = right = inner_both = inner_either = 0
+    both = either = right = inner_both = inner_either = inner_right = inner = 0
     each = []
     for image, trimap in zip(predicted, trimaps):
         i = u = 0
@@ -29,6 +29,7 @@ def test_against_a_plain_loop():
             i, u, right = i + (p and true), u + (p or true), right + (p == true)
             if t != BORDER:
                 inner_both, inner_either = inner_both + (p and true), inner_either + (p or true)
+                inner_right, inner = inner_right + (p == true), inner + 1
         both, either = both + i, either + u
         each.append(i / u)
     scores = segmentation_scores(predicted, trimaps)
@@ -37,6 +38,8 @@ def test_against_a_plain_loop():
     assert scores["pixel_accuracy"] == pytest.approx(right / predicted.numel())
     assert scores["iou_per_image"] == pytest.approx(sum(each) / 5)
     assert scores["iou_border_ignored"] == pytest.approx(inner_both / inner_either)
+    assert scores["dice_border_ignored"] == pytest.approx(2 * inner_both / (inner_both + inner_either))
+    assert scores["pixel_accuracy_border_ignored"] == pytest.approx(inner_right / inner)
 
 
 def test_dice_and_iou_agree():

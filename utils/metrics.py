@@ -69,6 +69,8 @@ def segmentation_scores(predicted: Tensor, trimaps: Tensor) -> dict[str, float]:
         "pixel_accuracy": pixel_accuracy(whole).item(),
         "iou_per_image": iou(counts).mean().item(),
         "iou_border_ignored": iou(inside).item(),
+        "dice_border_ignored": dice(inside).item(),
+        "pixel_accuracy_border_ignored": pixel_accuracy(inside).item(),
     }
 
 
