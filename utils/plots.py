@@ -28,7 +28,7 @@ def titled(figure: Figure, title: str, source: str) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as PNG, atomically."""
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=80))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=70))
 
 
 def grid(rows: int, columns: int, side: float = 1.9) -> tuple[Figure, np.ndarray]:

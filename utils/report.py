@@ -80,10 +80,10 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
         ValueError: if a marker is missing.
     """
     for name, table in tables.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        pattern = re.compile(rf"(<!-- {name} -->).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"the markers <!-- {name} --> and <!-- /{name} --> are missing")
-        text = pattern.sub(lambda match, table=table: match[1] + table + match[2], text)
+        text = pattern.sub(lambda match, table=table: f"{match[1]}\n{table}\n{match[2]}", text)
     return text
 
 
