@@ -39,8 +39,8 @@ class Files(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index):
-        image = np.asarray(Image.open(self.paths[index]).convert("RGB").resize((SIZE, SIZE), Image.BILINEAR))
-        trimap = np.asarray(Image.open(self.paths[index].with_suffix(".png")).resize((SIZE, SIZE), Image.NEAREST))
+        image = np.array(Image.open(self.paths[index]).convert("RGB").resize((SIZE, SIZE), Image.BILINEAR))
+        trimap = np.array(Image.open(self.paths[index].with_suffix(".png")).resize((SIZE, SIZE), Image.NEAREST))
         pair = self.augment(image=image, mask=trimap)
         return torch.from_numpy(pair["image"]).permute(2, 0, 1), foreground(torch.from_numpy(pair["mask"])[None])
 
