@@ -3,13 +3,14 @@
 import shutil
 
 import albumentations
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.datasets import OxfordIIITPet
 
-from utils import data
+from utils import data, standins
 from utils.data import BACKGROUND, DataError, PetBatches, Split, load_pets
 
 SIZE = 16
@@ -191,6 +192,54 @@ def test_standins_have_the_real_ones_form_and_disjoint_splits(tmp_path):
     as_bytes = [{image.numpy().tobytes() for image in split.images} for split in pets[1:]]
     assert not as_bytes[0] & as_bytes[1]
     assert not (as_bytes[0] | as_bytes[1]) & as_bytes[2]
+
+
+def test_digits_have_mnists_form():
+    images, labels = standins.digits(200, seed=0)
+    assert images.shape == (200, 28, 28)
+    assert images.dtype == labels.dtype == np.uint8
+    assert np.bincount(labels).tolist() == [20] * 10
+    assert (images.min(axis=(1, 2)) == 0).all()
+    assert (images.max(axis=(1, 2)) > 200).all()
+    assert not images[:, [0, -1]].any(), "ink on the edge: cut off?"
+    assert not images[:, :, [0, -1]].any(), "ink on the edge: cut off?"
+
+
+def test_a_digit_depends_on_seed_and_place_alone():
+    images, labels = standins.digits(30, seed=3)
+    fewer, their_labels = standins.digits(13, seed=3)
+    assert np.array_equal(images[:13], fewer)
+    assert np.array_equal(labels[:13], their_labels)
+    everything = {image.tobytes() for seed in (3, 4) for image in standins.digits(30, seed)[0]}
+    assert len(everything) == 60
+
+
+@pytest.mark.parametrize(("digit", "holes"), [(0, 1), (4, 1), (6, 1), (8, 2), (9, 1)])
+def test_the_holes_of_digits_are_open(digit, holes):
+    images, labels = standins.digits(1000, seed=0)
+    paper = [np.uint8(image < 128) for image in images[labels == digit]]
+    found = [cv2.connectedComponents(part, connectivity=4)[0] - 2 for part in paper]  # -2: the ink and the surroundings
+    assert np.mean(np.array(found) >= holes) > 0.97
+
+
+def test_digits_can_be_read():
+    (known, labels), (asked, answers) = (standins.digits(count, seed) for count, seed in ((2000, 0), (500, 1)))
+    known, asked = (np.float32(images).reshape(len(images), -1) / 255 for images in (known, asked))
+    nearest = np.argmin((known**2).sum(axis=1) - 2 * asked @ known.T, axis=1)
+    assert np.mean(labels[nearest] == answers) > 0.9
+
+
+def test_digits_vary_in_slant_and_thickness():
+    images = standins.digits(1000, seed=0)[0][::10]  # zeros only, so that the shape of the digit plays no part
+    moments = [cv2.moments(image) for image in images]
+    assert np.std([m["mu11"] / m["mu02"] for m in moments]) > 0.1
+    assert np.ptp([m["m00"] for m in moments]) > 0.5 * np.mean([m["m00"] for m in moments])
+
+
+@pytest.mark.parametrize(("arguments", "message"), [((0, 0), "count must be at least 1"), ((1, -1), "seed must be at")])
+def test_digits_refuse_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        standins.digits(*arguments)
 
 
 # --- Batches ----------------------------------------------------------------------------------------------------------
