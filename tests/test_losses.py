@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from utils.losses import EPSILON, bce_loss, dice_loss
+from utils.losses import EPSILON, bce_loss, bernoulli_loss, dice_loss, kl_loss
 
 
 def logit(p):
@@ -108,3 +109,61 @@ def test_float32_under_autocast(loss):
 def test_shapes_are_not_broadcast(loss):
     with pytest.raises(ValueError, match=r"logits have shape \(2, 1, 4, 4\), targets \(2, 4, 4\)"):
         loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
+
+
+# --- The two parts of the ELBO ----------------------------------------------------------------------------------------
+
+
+def test_bernoulli_by_hand():
+    logits = torch.tensor([[logit(0.9), logit(0.2)], [logit(0.5), logit(0.5)]])
+    images = torch.tensor([[1.0, 0.0], [0.25, 1.0]])
+    by_hand = [-math.log(0.9) - math.log(0.8), 2 * math.log(2)]
+    assert bernoulli_loss(logits, images).tolist() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_bernoulli_against_torchs_distribution():
+    logits, images = torch.randn(3, 1, 8, 8), torch.rand(3, 1, 8, 8).round()
+    expected = -Bernoulli(logits=logits).log_prob(images).sum((1, 2, 3))
+    torch.testing.assert_close(bernoulli_loss(logits, images), expected)
+
+
+def test_a_grey_image_costs_what_its_random_black_and_white_draws_cost_on_average():
+    logits, image = torch.randn(1, 1, 4, 4), torch.rand(1, 1, 4, 4)
+    draws = torch.bernoulli(image.expand(20_000, -1, -1, -1))
+    average = bernoulli_loss(logits.expand_as(draws), draws).mean().item()
+    assert bernoulli_loss(logits, image).item() == pytest.approx(average, rel=0.01)
+
+
+def test_kl_by_hand():
+    mean, variance = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 4.0], [1.0, 1.0]])
+    by_hand = [(1 + 4 - 1 - math.log(4)) / 2, 0]
+    assert kl_loss(mean, variance.log()).tolist() == pytest.approx(by_hand)
+
+
+def test_kl_against_torchs_distributions():
+    mean, log_variance = torch.randn(5, 7), torch.randn(5, 7)
+    expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0, 1)).sum(1)
+    torch.testing.assert_close(kl_loss(mean, log_variance), expected)
+
+
+def test_kl_by_monte_carlo():
+    mean, log_variance = torch.tensor([[0.5, -1.0]]), torch.tensor([[-1.0, 0.3]])
+    q, p = Normal(mean, (log_variance / 2).exp()), Normal(0, 1)
+    z = q.sample((200_000,))
+    estimate = (q.log_prob(z) - p.log_prob(z)).sum(-1).mean().item()
+    assert kl_loss(mean, log_variance).item() == pytest.approx(estimate, rel=0.02)
+
+
+def test_kl_is_smallest_at_mean_0_and_deviation_1_and_never_negative():
+    mean, log_variance = torch.zeros(1, 4, requires_grad=True), torch.zeros(1, 4, requires_grad=True)
+    kl_loss(mean, log_variance).sum().backward()
+    assert not mean.grad.any()
+    assert not log_variance.grad.any()
+    assert (kl_loss(1e-4 * torch.randn(1000, 4), 1e-4 * torch.randn(1000, 4)) >= 0).all()
+
+
+def test_the_parts_of_the_elbo_refuse_broadcasting():
+    with pytest.raises(ValueError, match=r"logits have shape \(2, 1, 4, 4\), images \(2, 4, 4\)"):
+        bernoulli_loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match=r"means have shape \(2, 4\), log_variances \(1, 4\)"):
+        kl_loss(torch.zeros(2, 4), torch.zeros(1, 4))

@@ -1,5 +1,6 @@
 """Losses, on logits. Each is computed in float32, also where the model ran in a lower precision."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +17,7 @@ def bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         A scalar in nats, 0 or more.
     """
-    check_same_shape(logits, targets)
+    check_same_shape(logits=logits, targets=targets)
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
 
 
@@ -35,7 +36,7 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 1].
     """
-    check_same_shape(logits, targets)
+    check_same_shape(logits=logits, targets=targets)
     logits, targets = logits.float(), targets.float()
     # exp(log sigmoid) keeps the gradient p (1 - p) alive where sigmoid itself has rounded to 0 or 1.
     p, not_p = F.logsigmoid(logits).exp(), F.logsigmoid(-logits).exp()
@@ -43,7 +44,43 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return disagreement / (p.sum() + targets.sum() + EPSILON)
 
 
-def check_same_shape(logits: Tensor, targets: Tensor) -> None:
+def bernoulli_loss(logits: Tensor, images: Tensor) -> Tensor:
+    """Minus the log-likelihood of each image under independent Bernoulli pixels, summed over its pixels.
+
+    -sum[x log p + (1 - x) log(1 - p)] with p = sigmoid(logit) (Kingma and Welling 2013, arXiv:1312.6114, appendix C.1).
+    A grey pixel x counts as a share of white; the loss of grey images therefore has a floor above 0.
+
+    Args:
+        logits: (N, ...), unbounded.
+        images: same shape, values in [0, 1].
+
+    Returns:
+        (N,), nats per image, 0 or more.
+    """
+    check_same_shape(logits=logits, images=images)
+    pixels = F.binary_cross_entropy_with_logits(logits.float(), images.float(), reduction="none")
+    return pixels.flatten(1).sum(1)
+
+
+def kl_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL divergence of N(mean, variance) from N(0, 1), summed over the code: sum(mean^2 + var - 1 - log var) / 2.
+
+    Kingma and Welling 2013 (arXiv:1312.6114), appendix B, with the sign turned; 0 at mean 0 and variance 1.
+
+    Args:
+        mean, log_variance: (N, latent size), unbounded.
+
+    Returns:
+        (N,), nats per image, 0 or more.
+    """
+    check_same_shape(means=mean, log_variances=log_variance)
+    mean, log_variance = mean.float(), log_variance.float()
+    # expm1 keeps var - 1 exact near var = 1, where the difference would round to a negative sum.
+    return (mean**2 + torch.expm1(log_variance) - log_variance).sum(1) / 2
+
+
+def check_same_shape(**tensors: Tensor) -> None:
     """Refuse what broadcasting would silently accept."""
-    if logits.shape != targets.shape:
-        raise ValueError(f"logits have shape {tuple(logits.shape)}, targets {tuple(targets.shape)}: they must be equal")
+    (first, one), (second, other) = tensors.items()
+    if one.shape != other.shape:
+        raise ValueError(f"{first} have shape {tuple(one.shape)}, {second} {tuple(other.shape)}: they must be equal")
