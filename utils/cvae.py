@@ -1,0 +1,129 @@
+"""A conditional variational autoencoder (Kingma and Welling 2013, arXiv:1312.6114; Sohn, Lee and Yan 2015).
+
+The encoder turns an image into a Gaussian over codes z, the decoder turns a code into an image, and either or both are
+told the label: a one-hot vector that a linear layer embeds.
+"""
+
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LABEL_TO = ("encoder", "decoder", "both")
+EMBEDDING, HIDDEN = 16, 256  # sizes of the embedded label and of the hidden layer on each side of the code
+
+
+def halve(in_channels: int, out_channels: int) -> nn.Sequential:
+    """A convolution that steps by two: (N, C, H, W) -> (N, C', H/2, W/2)."""
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1), nn.SiLU())
+
+
+def double(in_channels: int, out_channels: int) -> nn.Sequential:
+    """A transposed convolution that steps by two: (N, C, H, W) -> (N, C', 2H, 2W)."""
+    return nn.Sequential(nn.SiLU(), nn.ConvTranspose2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1))
+
+
+def perceptron(in_features: int, out_features: int) -> nn.Sequential:
+    """One hidden layer between the features and the code, or back."""
+    return nn.Sequential(nn.Linear(in_features, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, out_features))
+
+
+class ConditionalVAE(nn.Module):
+    """A convolutional encoder, a Gaussian code and a convolutional decoder, with the label where `label_to` says.
+
+    Args:
+        image_shape: (C, H, W); H and W must be multiples of 2**depth.
+        classes: labels are 0 to classes - 1.
+        latent_size: numbers in a code.
+        base_channels: channels after the first convolution; each further one doubles them.
+        depth: how many times the sides are halved.
+        label_to: "encoder", "decoder" or "both", which is told the label.
+
+    Raises:
+        ValueError: for an unknown `label_to`, or sizes that are not positive integers or cannot be halved so often.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        latent_size: int,
+        base_channels: int,
+        depth: int,
+        label_to: str,
+    ):
+        super().__init__()
+        sizes = (*image_shape, classes, latent_size, base_channels, depth)
+        if label_to not in LABEL_TO:
+            raise ValueError(f"label_to={label_to!r}: choose from {LABEL_TO}")
+        if len(sizes) != 7 or not all(isinstance(size, int) and size > 0 for size in sizes):
+            names = "channels, height, width, classes, latent_size, base_channels, depth"
+            raise ValueError(f"{names} = {sizes}: must be seven positive integers")
+        channels, height, width = image_shape
+        if height % 2**depth or width % 2**depth:
+            raise ValueError(f"images of {height} x {width} cannot be halved {depth} times (depth)")
+        self.image_shape, self.classes, self.latent_size = tuple(image_shape), classes, latent_size
+        self.encoder_told, self.decoder_told = label_to != "decoder", label_to != "encoder"
+        widths = [channels, *(base_channels * 2**level for level in range(depth))]  # 1, 16, 32, ... channels
+        deepest = (widths[-1], height // 2**depth, width // 2**depth)
+
+        self.embedding = nn.Linear(classes, EMBEDDING, bias=False)
+        self.encoder = nn.Sequential(*(halve(*pair) for pair in pairwise(widths)), nn.Flatten())
+        self.to_code = perceptron(prod(deepest) + EMBEDDING * self.encoder_told, 2 * latent_size)
+        self.from_code = perceptron(latent_size + EMBEDDING * self.decoder_told, prod(deepest))
+        self.decoder = nn.Sequential(nn.Unflatten(1, deepest), *(double(*pair) for pair in pairwise(widths[::-1])))
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode, draw a code, decode, all with the same labels.
+
+        Args:
+            images: float (N, C, H, W) in 0..1.
+            labels: int64 (N,) in 0..classes - 1.
+
+        Returns:
+            Logits of the reconstruction (N, C, H, W), and mean and log-variance of the code, each (N, latent_size).
+
+        Raises:
+            ValueError: if images or labels are of another shape, type or range.
+        """
+        mean, log_variance = self.encode(images, labels)
+        return self.decode(self.reparameterise(mean, log_variance), labels), mean, log_variance
+
+    def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | image, label), each (N, latent_size); arguments and errors as in forward."""
+        self.check_images(images)
+        features = self.encoder(images)  # (N, deepest channels * H / 2^depth * W / 2^depth)
+        if self.encoder_told:
+            features = torch.cat([features, self.embed(labels, len(images))], dim=1)
+        mean, log_variance = self.to_code(features).chunk(2, dim=1)
+        return mean, log_variance
+
+    def reparameterise(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """A draw z = mean + standard deviation * noise, through which gradients flow (section 2.4 of the paper)."""
+        return mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
+
+    def decode(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """Logits (N, C, H, W) of p(image | z, label), of codes (N, latent_size); labels and errors as in forward."""
+        if codes.ndim != 2 or codes.shape[1] != self.latent_size:
+            raise ValueError(f"codes have shape {tuple(codes.shape)}, expected (N, {self.latent_size})")
+        if self.decoder_told:
+            codes = torch.cat([codes, self.embed(labels, len(codes))], dim=1)
+        return self.decoder(self.from_code(codes))
+
+    def embed(self, labels: Tensor, count: int) -> Tensor:
+        """The one-hot vector of each label (count, classes), through the embedding layer: (count, EMBEDDING)."""
+        if labels.dtype != torch.int64 or labels.shape != (count,):
+            raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}, expected torch.int64 ({count},)")
+        if count and not 0 <= labels.min() <= labels.max() < self.classes:
+            raise ValueError(f"labels reach from {labels.min()} to {labels.max()}, expected 0 to {self.classes - 1}")
+        return self.embedding(F.one_hot(labels, self.classes).to(self.embedding.weight.dtype))
+
+    def check_images(self, images: Tensor) -> None:
+        """Refuse images of another shape, type or range."""
+        if not images.is_floating_point() or tuple(images.shape[1:]) != self.image_shape:
+            shape = f"(N, {', '.join(map(str, self.image_shape))})"
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected floats {shape}")
+        if len(images) and not 0 <= images.min() <= images.max() <= 1:  # false for NaN, too
+            raise ValueError(f"images reach from {images.min():.3g} to {images.max():.3g}, expected 0 to 1")
