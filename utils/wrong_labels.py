@@ -1,0 +1,164 @@
+"""What a conditional VAE makes of images that come with a wrong label, measured over all pairs of image and label.
+
+Two protocols. *Literal*: the wrong label goes to the whole model, as the assignment says. *Swap*: the encoder is told the
+true label, the decoder the wrong one. A code is the mean of q(z | image, label), not a draw, so nothing here is random.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.cvae import ConditionalVAE
+from utils.judge import read
+from utils.labelled import CLASSES
+from utils.losses import bernoulli_loss, kl_loss
+
+CANDIDATES = 100  # among so many a source has to be found again
+BATCH = 500
+
+
+@torch.inference_mode()
+def encode(model: ConditionalVAE, images: Tensor, labels: Tensor) -> Tensor:
+    """Codes (N, latent size) of float images (N, C, H, W) in 0..1, with labels int64 (N,) for an encoder that asks."""
+    model.eval()
+    batches = zip(images.split(BATCH), labels.split(BATCH))
+    return torch.cat([model.encode(some, theirs)[0] for some, theirs in batches])
+
+
+@torch.inference_mode()
+def decode(model: ConditionalVAE, codes: Tensor, labels: Tensor) -> Tensor:
+    """Images in 0..1 (N, C, H, W), the decoder's pixel probabilities, of codes (N, latent size) and labels (N,)."""
+    model.eval()
+    return torch.cat([model.decode(*both).sigmoid() for both in zip(codes.split(BATCH), labels.split(BATCH))])
+
+
+@torch.inference_mode()
+def evidence(model: ConditionalVAE, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Minus the evidence lower bound and its two parts: means in nats per image, with one drawn code each.
+
+    Args:
+        model: on the device of the images.
+        images: float (N, C, H, W) in 0..1.
+        labels: int64 (N,), the true ones.
+    """
+    model.eval()
+    parts = []
+    for some, theirs in zip(images.split(BATCH), labels.split(BATCH)):
+        logits, mean, log_variance = model(some, theirs)
+        parts.append(torch.stack([bernoulli_loss(logits, some), kl_loss(mean, log_variance)]))
+    reconstruction, kl = torch.cat(parts, dim=1).double().mean(1).tolist()
+    return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+
+
+def obedience(
+    model: ConditionalVAE,
+    judge: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    qualities: dict[str, Callable[[Tensor], Tensor]],
+) -> dict[str, float]:
+    """Send every image with every label, and measure what comes out.
+
+    Args:
+        model, judge: on the device of the images; the judge gives logits (N, 10).
+        images: float (N, C, H, W) in 0..1; N is a multiple of 100.
+        labels: int64 (N,), the true ones.
+        qualities: by name, a function of images (N, C, H, W) that gives one number each, (N,).
+
+    Returns:
+        Shares in 0..1 over the 9 N wrong pairs: `wrong_label_agreement` (literal: the judge reads the label sent),
+        `swap_agreement`, `true_class_kept` (literal: it still reads the true class) and `style_retention` (see
+        `found_again`). Over the N right ones: `own_label_agreement`. And for each quality `..._kept`: its rank
+        correlation between source and output (literal), mean over the labels sent, in -1..1.
+
+    Raises:
+        ValueError: if N is not a multiple of 100.
+    """
+    true_codes, shares = encode(model, images, labels), {}
+    for label in range(CLASSES):
+        sent, wrong = torch.full_like(labels, label), labels != label
+        codes = encode(model, images, sent)
+        outputs = decode(model, codes, sent)
+        readings = read(judge, outputs)
+        found = found_again(encode(model, outputs, sent), codes)
+        swapped = read(judge, decode(model, true_codes, sent))
+        rows = {
+            "wrong_label_agreement": (readings == label)[wrong],
+            "swap_agreement": (swapped == label)[wrong],
+            "true_class_kept": (readings == labels)[wrong],
+            "own_label_agreement": (readings == label)[~wrong],
+            "style_retention": found[wrong],
+        }
+        for name, quality in qualities.items():
+            rows[f"{name}_kept"] = rank_correlation(quality(images[wrong]), quality(outputs[wrong]))[None]
+        for name, row in rows.items():
+            shares.setdefault(name, []).append(row.double())
+    return {name: torch.cat(rows).mean().item() for name, rows in shares.items()}
+
+
+def found_again(codes: Tensor, sources: Tensor) -> Tensor:
+    """Whether each output's code is nearer (Euclidean) to its own source's than to those of 99 others: bool (N,).
+
+    The candidates are the sources in the same hundred of rows; chance is 1 %. Output and candidates are encoded with
+    the same label, so that the label gives nothing away.
+
+    Args:
+        codes: (N, latent size), of the outputs.
+        sources: (N, latent size), of their sources, row by row.
+
+    Raises:
+        ValueError: if N is not a multiple of 100.
+    """
+    if len(codes) % CANDIDATES:
+        raise ValueError(f"{len(codes)} images: style retention needs a multiple of {CANDIDATES}")
+    hundreds = (part.unflatten(0, (-1, CANDIDATES)) for part in (codes, sources))  # (N / 100, 100, latent size)
+    nearest = torch.cdist(*hundreds).argmin(dim=2)  # (N / 100, 100)
+    return (nearest == torch.arange(CANDIDATES, device=codes.device)).flatten()
+
+
+def leakage(known: Tensor, labels: Tensor, codes: Tensor, answers: Tensor) -> float:
+    """How well a linear classifier, fitted by least squares, reads the class off the code: share in 0..1, chance 0.1.
+
+    Args:
+        known, labels: codes (M, latent size) and labels (M,) to fit.
+        codes, answers: others, to be read.
+    """
+    design, asked = (F.pad(part.double(), (0, 1), value=1.0) for part in (known, codes))  # a column of ones
+    weights = torch.linalg.lstsq(design, F.one_hot(labels, CLASSES).double()).solution
+    return ((asked @ weights).argmax(1) == answers).double().mean().item()
+
+
+# --- Qualities of a digit ---------------------------------------------------------------------------------------------
+
+
+def thickness(images: Tensor) -> Tensor:
+    """Width of the stroke in pixels, (N,), of float images (N, 1, H, W) in 0..1: twice the ink over its outline.
+
+    A stroke of width w and length l has the area w l and an outline of 2 (w + l), so this is a bit less than w. The
+    length of the outline is the total variation, the sum of the lengths of the gradients (Rudin, Osher and Fatemi 1992).
+    """
+    padded = F.pad(images, (1, 1, 1, 1))
+    across = padded[..., :-1, 1:] - padded[..., :-1, :-1]
+    down = padded[..., 1:, :-1] - padded[..., :-1, :-1]
+    outline = torch.hypot(across, down).flatten(1).sum(1)
+    return 2 * images.flatten(1).sum(1) / outline.clamp(min=1e-6)
+
+
+def slant(images: Tensor) -> Tensor:
+    """Shear of the ink, (N,), of float images (N, 1, H, W): pixels to the right for each pixel up, -mu11 / mu02.
+
+    By the central moments of the image, as in Morpho-MNIST (Castro et al. 2019, arXiv:1809.10780).
+    """
+    ink = images[:, 0] / images[:, 0].sum((1, 2), keepdim=True).clamp(min=1e-6)  # (N, H, W), sums to 1
+    rows, columns = (torch.arange(side, dtype=ink.dtype, device=ink.device) for side in ink.shape[1:])
+    y = rows[:, None] - (ink.sum(2) @ rows)[:, None, None]  # (N, H, 1), from the centre of the ink
+    x = columns - (ink.sum(1) @ columns)[:, None, None]  # (N, 1, W)
+    return -(ink * x * y).sum((1, 2)) / (ink * y**2).sum((1, 2)).clamp(min=1e-6)
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Spearman's rank correlation (1904) of two rows of numbers, (N,) each: a scalar in -1..1; ties by place."""
+    ranks = torch.stack([row.argsort(stable=True).argsort().double() for row in (one, other)])
+    return torch.corrcoef(ranks)[0, 1]
