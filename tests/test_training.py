@@ -34,7 +34,7 @@ class Lines:
             yield x, 2 * x + 1
 
 
-def squared_error(model, batch):
+def squared_error(model, batch, step):
     x, y = batch
     noise = 1e-3 * torch.randn(len(x), 1)  # makes the result depend on the random state
     error = (model(x) + noise - y).square().mean()
@@ -137,12 +137,28 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
 def test_divergence_names_the_epoch_and_keeps_the_last_good_checkpoint(tmp_path):
     factors = iter([1.0] * 10 + [float("nan")] * 5)  # of two good epochs, and one that is not
 
-    def loss(model, batch):
-        return {"loss": squared_error(model, batch)["loss"] * next(factors)}
+    def loss(model, batch, step):
+        return {"loss": squared_error(model, batch, step)["loss"] * next(factors)}
 
     with pytest.raises(DivergedError, match=r"became nan in epoch 3; the last good checkpoint is .*line.pt"):
         train(tmp_path / "line.pt", loss=loss)
     assert len(load_tensors(tmp_path / "line.pt")["history"]) == 2
+
+
+def test_the_loss_is_told_the_step_also_when_a_training_goes_on(tmp_path):
+    seen = []
+
+    def loss(model, batch, step):
+        if step == 17 and len(seen) == 17:
+            raise KeyboardInterrupt
+        seen.append(step)
+        return squared_error(model, batch, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "line.pt", loss=loss)
+    seen.append("here the epoch starts again")
+    train(tmp_path / "line.pt", loss=loss)
+    assert seen == [*range(17), "here the epoch starts again", *range(15, 30)]
 
 
 def test_too_short_for_a_cycle(tmp_path):
@@ -170,7 +186,7 @@ def train_unet(checkpoint, epochs, down="strided", up="upsample", loss_function=
     torch.manual_seed(0)
     model = UNet(3, 1, 8, 3, down, up).to(memory_format=torch.channels_last)
 
-    def loss(model, batch):
+    def loss(model, batch, step):
         images, targets = batch
         return {"loss": loss_function(model(to_input(images)), targets.float())}
 
@@ -234,9 +250,9 @@ def test_training_in_bfloat16_keeps_float32_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "best_precision", lambda device: torch.bfloat16)
     seen = []
 
-    def loss(model, batch):
+    def loss(model, batch, step):
         seen.append(model(batch[0]).dtype)
-        return squared_error(model, batch)
+        return squared_error(model, batch, step)
 
     model, _ = train(tmp_path / "line.pt", epochs=2, loss=loss)
     assert set(seen) == {torch.bfloat16}

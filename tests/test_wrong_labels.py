@@ -1,4 +1,4 @@
-"""The measures, on models whose right answer is known: one that copies, one that forgets, one that does as it is told."""
+"""The measures, on models whose right answer is known: one that copies, one that forgets, one that obeys."""
 
 import cv2
 import numpy as np

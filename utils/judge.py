@@ -1,7 +1,7 @@
 """Classifiers that read a label off an image: the judge, which measures, and the guide, which may teach.
 
-Both learn from real training images only. They differ in architecture and seed, so that what a generator learns in order
-to please the guide does not please the judge for the same reason.
+Both learn from real training images only. They differ in architecture and seed, so that a generator that has learnt to
+please the guide does not please the judge for the same reason.
 """
 
 from math import ceil
@@ -49,7 +49,7 @@ def build_guide(image_shape: tuple[int, int, int], classes: int) -> nn.Sequentia
     )
 
 
-def classifier_loss(classifier: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+def classifier_loss(classifier: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
     """Cross-entropy, mean in nats, of images uint8 (B, C, H, W) and labels int64 (B,), as `fit` wants it."""
     images, labels = batch
     return {"loss": F.cross_entropy(classifier(to_unit(images)).float(), labels)}

@@ -61,7 +61,7 @@ def best_precision(device: torch.device) -> torch.dtype:
 def fit(
     model: nn.Module,
     batches: Batches,
-    loss: Callable[[nn.Module, Any], dict[str, Tensor]],
+    loss: Callable[[nn.Module, Any, int], dict[str, Tensor]],
     score: Callable[[nn.Module], dict[str, float]],
     *,
     epochs: int,
@@ -79,7 +79,8 @@ def fit(
     Args:
         model: trained in place, on the device that it is on.
         batches: the training data.
-        loss: of (model, batch); a dict of scalar tensors, of which 'loss' is minimised and all are logged.
+        loss: of (model, batch, step), steps counted from 0 over all epochs, for weights that warm up; a dict of scalar
+            tensors, of which 'loss' is minimised and all are logged.
         score: of (model), on validation data; a dict of numbers, of which 'score' picks the best epoch, the highest.
         epochs: passes over the training data.
         learning_rate: peak of the schedule.
@@ -116,7 +117,8 @@ def fit(
     with tqdm(total=epochs * len(batches), initial=done * len(batches), desc=label, leave=False, mininterval=1) as bar:
         for epoch in range(done, epochs):
             start = time.perf_counter()
-            row = train_epoch(model, batches.epoch(epoch), loss, optimiser, schedule, bar, where(epoch, checkpoint))
+            steps = enumerate(batches.epoch(epoch), start=epoch * len(batches))
+            row = train_epoch(model, steps, loss, optimiser, schedule, bar, where(epoch, checkpoint))
             model.eval()
             row.update(score(model))
             record(state, row, time.perf_counter() - start, model)
@@ -132,16 +134,16 @@ def fit(
     return Training(state["history"], state["seconds"], state["best_epoch"])
 
 
-def train_epoch(model, batches, loss, optimiser, schedule, bar, place: str) -> dict[str, float]:
+def train_epoch(model, steps, loss, optimiser, schedule, bar, place: str) -> dict[str, float]:
     """One pass; the mean of every logged number, and the learning rate at the end."""
     device = next(model.parameters()).device
     precision = best_precision(device)
     model.train()
     totals, count = {}, 0
-    for batch in batches:
+    for step, batch in steps:
         batch = [tensor.to(device, non_blocking=True) for tensor in batch]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-            parts = loss(model, batch)
+            parts = loss(model, batch, step)
         optimiser.zero_grad(set_to_none=True)
         parts["loss"].backward()
         optimiser.step()

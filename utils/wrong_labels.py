@@ -1,7 +1,7 @@
 """What a conditional VAE makes of images that come with a wrong label, measured over all pairs of image and label.
 
-Two protocols. *Literal*: the wrong label goes to the whole model, as the assignment says. *Swap*: the encoder is told the
-true label, the decoder the wrong one. A code is the mean of q(z | image, label), not a draw, so nothing here is random.
+Two protocols. *Literal*: the wrong label goes to the whole model, as the assignment says. *Swap*: the encoder is told
+the true label, the decoder the wrong one. A code is the mean of q(z | image, label), not a draw: nothing is random.
 """
 
 from collections.abc import Callable
@@ -137,7 +137,7 @@ def thickness(images: Tensor) -> Tensor:
     """Width of the stroke in pixels, (N,), of float images (N, 1, H, W) in 0..1: twice the ink over its outline.
 
     A stroke of width w and length l has the area w l and an outline of 2 (w + l), so this is a bit less than w. The
-    length of the outline is the total variation, the sum of the lengths of the gradients (Rudin, Osher and Fatemi 1992).
+    length of the outline is the total variation, the sum of all gradients' lengths (Rudin, Osher and Fatemi 1992).
     """
     padded = F.pad(images, (1, 1, 1, 1))
     across = padded[..., :-1, 1:] - padded[..., :-1, :-1]
