@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.cvae import LABEL_TO, ConditionalVAE
+from utils.cvae import LABEL_TO, ConditionalVAE, elbo_terms, guide_loss
 from utils.losses import bernoulli_loss, kl_loss
 
 CLASSES, LATENT = 10, 6
@@ -89,6 +89,32 @@ def test_a_handful_of_images_is_learnt_by_heart():
         optimiser.step()
     assert losses[0] > 500
     assert losses[-1] < 100
+
+
+def test_the_terms_are_the_losses_averaged_over_images():
+    model, (images, labels) = build(), sample(6)
+    torch.manual_seed(1)
+    terms = elbo_terms(model, images, labels)
+    torch.manual_seed(1)
+    logits, mean, log_variance = model(images, labels)
+    each = nn.BCEWithLogitsLoss(reduction="sum")(logits, images) / 6
+    assert terms["reconstruction"].item() == pytest.approx(each.item(), rel=1e-5)
+    assert terms["kl"].item() == pytest.approx(kl_loss(mean, log_variance).sum().item() / 6, rel=1e-5)
+    assert terms["negative_elbo"] == terms["reconstruction"] + terms["kl"]
+
+
+def test_the_guide_moves_the_model_and_not_itself():
+    model, (images, labels) = build(), sample()
+    guide = nn.Sequential(nn.Flatten(), nn.Linear(784, CLASSES)).requires_grad_(False)
+    torch.manual_seed(1)
+    loss = guide_loss(model, guide, images, labels)
+    loss.backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
+    assert guide[1].weight.grad is None
+    torch.manual_seed(1)
+    made = model(images, labels)[0].sigmoid()
+    by_hand = -guide(made).softmax(1)[range(5), labels].log().mean()
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

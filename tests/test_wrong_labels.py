@@ -20,6 +20,7 @@ from utils.wrong_labels import (
     obedience,
     rank_correlation,
     slant,
+    telling_plane,
     thickness,
 )
 
@@ -142,6 +143,18 @@ def test_leakage_is_chance_for_noise_and_certain_for_the_label():
     noise, telling = torch.randn(4000, 4), F.one_hot(labels, 10).float()
     assert leakage(noise[:2000], labels[:2000], noise[2000:], labels[2000:]) == pytest.approx(0.1, abs=0.04)
     assert leakage(telling[:2000], labels[:2000], telling[2000:], labels[2000:]) == 1
+
+
+def test_the_telling_plane_shows_what_the_other_directions_hide():
+    torch.manual_seed(0)
+    labels = torch.arange(600) % 3
+    codes = 0.1 * torch.randn(600, 5)
+    codes[:, 1:3] += torch.tensor([[0.0, 1.0], [0.9, -0.5], [-0.9, -0.5]])[labels]  # corners of a triangle
+    codes[:, 0] *= 100  # large, and says nothing
+    plane = telling_plane(codes, labels)
+    assert plane.shape == (600, 2)
+    centres = torch.stack([plane[labels == label].mean(0) for label in range(3)])
+    assert (torch.cdist(plane, centres).argmin(1) == labels).all()
 
 
 def test_wrong_labels_are_wrong_and_spread_over_the_other_nine():

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.losses import bernoulli_loss, kl_loss
+
 LABEL_TO = ("encoder", "decoder", "both")
 EMBEDDING, HIDDEN = 16, 256  # sizes of the embedded label and of the hidden layer on each side of the code
 
@@ -127,3 +129,30 @@ class ConditionalVAE(nn.Module):
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected floats {shape}")
         if len(images) and not 0 <= images.min() <= images.max() <= 1:  # false for NaN, too
             raise ValueError(f"images reach from {images.min():.3g} to {images.max():.3g}, expected 0 to 1")
+
+
+def elbo_terms(model: ConditionalVAE, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Reconstruction loss, KL divergence and their sum, minus the ELBO: scalars, means in nats per image.
+
+    Kingma and Welling 2013 (arXiv:1312.6114), equation 10 with one draw; arguments and errors as in `forward`.
+    """
+    logits, mean, log_variance = model(images, labels)
+    reconstruction, kl = bernoulli_loss(logits, images).mean(), kl_loss(mean, log_variance).mean()
+    return {"reconstruction": reconstruction, "kl": kl, "negative_elbo": reconstruction + kl}
+
+
+def guide_loss(model: ConditionalVAE, guide: nn.Module, images: Tensor, sent: Tensor) -> Tensor:
+    """How badly a frozen classifier reads the labels sent off what the model makes: mean cross-entropy in nats.
+
+    The labels go to the whole model, as in the literal protocol. The gradient passes through the guide, whose weights
+    should not require one, to the model. (The classification loss of AC-GAN's generator, Odena et al. 2016,
+    arXiv:1610.09585, equation 3.)
+
+    Args:
+        model: in training.
+        guide: gives logits (N, classes), in evaluation mode.
+        images: float (N, C, H, W) in 0..1.
+        sent: int64 (N,), labels to send, right or wrong.
+    """
+    logits, _, _ = model(images, sent)
+    return F.cross_entropy(guide(logits.sigmoid()).float(), sent)

@@ -17,6 +17,7 @@ from utils.storage import write_atomically
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]
 PET_COLOUR, BORDER_COLOUR = "#56B4E9", "#E69F00"
+OBEYED = {True: "#0072B2", False: "#D55E00"}
 FOUND_COLOUR, MISSED_COLOUR, FALSE_ALARM_COLOUR = "#56B4E9", "#D55E00", "#F0E442"
 
 
@@ -153,3 +154,90 @@ def plot_predictions(
     for ax, name in zip(axes[0], ["image", "truth", *predicted]):
         ax.set_title(name, fontsize=12)
     return titled(figure, title, source)
+
+
+# --- Conditional VAEs -------------------------------------------------------------------------------------------------
+
+
+def show_unit(ax: Axes, image: Tensor) -> None:
+    """An image float (C, H, W) in 0..1, grey or in colour; nothing is stretched."""
+    picture = image.permute(1, 2, 0).cpu().numpy()
+    ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def plot_image_table(images: Tensor, rows: Sequence[str], columns: Sequence[str], title: str, source: str) -> Figure:
+    """Images float (R, C, channels, H, W) in 0..1, with a name for each row and each column."""
+    figure, axes = grid(*images.shape[:2], side=1.15)
+    for ax, image in zip(axes.flat, images.flatten(0, 1)):
+        show_unit(ax, image)
+    for ax, name in zip(axes[0], columns):
+        ax.set_title(name, fontsize=13)
+    for ax, name in zip(axes[:, 0], rows):
+        ax.text(-0.15, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=13)
+    return titled(figure, title, source)
+
+
+def plot_wrong_labels(
+    sources: Tensor, outputs: Tensor, true: Tensor, sent: Tensor, read: Tensor, title: str, source: str
+) -> Figure:
+    """25 tiles: a source, what the model made of it, and the labels; a blue frame and a tick where it obeyed.
+
+    Args:
+        sources, outputs: float (25, C, H, W) in 0..1.
+        true, sent, read: int64 (25,): the true class, the label sent, what the judge reads off the output.
+        title: what the tiles show.
+        source: of the data.
+    """
+    figure, axes = plt.subplots(5, 5, figsize=(12, 11), layout="constrained")
+    labels = (part.tolist() for part in (true, sent, read))
+    for ax, image, output, truth, asked, reading in zip(axes.flat, sources, outputs, *labels):
+        obeyed = asked == reading
+        show_unit(ax, output)
+        inset = ax.inset_axes((-0.52, 0.5, 0.5, 0.5))
+        show_unit(inset, image)
+        inset.set_title(f"true {truth}", fontsize=12, pad=2)
+        ax.set_title(f"sent {asked}, reads {reading} {'✓' if obeyed else '✗'}", fontsize=12, color=OBEYED[obeyed])
+        for spine in ax.spines.values():
+            spine.set(color=OBEYED[obeyed], linewidth=3, linestyle="-" if obeyed else ":")
+        for each in (ax, inset):
+            each.set(xticks=[], yticks=[])
+    obedient = (sent == read).sum().item()
+    return titled(figure, f"{title}\n{obedient} of {len(sent)} read as the label sent (✓)", source)
+
+
+def plot_elbo_curves(histories: dict[str, list[dict]], source: str) -> Figure:
+    """Reconstruction and KL apart, and their sum: training (dotted) and validation (solid), nats per image."""
+    panels = {"reconstruction": "Reconstruction", "kl": "KL divergence", "negative_elbo": "-ELBO: their sum"}
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    for ax, (key, name) in zip(axes, panels.items()):
+        for (model, history), colour in zip(histories.items(), COLOURS):
+            epochs = range(1, len(history) + 1)
+            ax.plot(epochs, [row[f"validation_{key}"] for row in history], color=colour, linewidth=2, label=model)
+            ax.plot(epochs, [row[key] for row in history], color=colour, linestyle=":")
+        last = [row[f"validation_{key}"] for history in histories.values() for row in history[len(history) // 4 :]]
+        ax.set(title=name, xlabel="epoch", ylabel="nats per image", ylim=(0.97 * min(last), 1.05 * max(last)))
+        ax.grid(alpha=0.3)
+    axes[0].legend()
+    return titled(figure, "Training (dotted) and validation (solid)", source)
+
+
+def plot_codes(codes: dict[str, Tensor], labels: Tensor, source: str) -> Figure:
+    """Two-dimensional codes (N, 2), a panel for each model; each point is drawn as its class."""
+    figure, axes = plt.subplots(1, len(codes), figsize=(7.5 * len(codes), 7), layout="constrained", squeeze=False)
+    for ax, (name, points) in zip(axes[0], codes.items()):
+        for label in labels.unique().tolist():
+            x, y = points[labels == label].T.tolist()
+            ax.scatter(x, y, marker=f"${label}$", color=COLOURS[label % len(COLOURS)], s=45, linewidths=0.3)
+        ax.set(title=name, xlabel="first component", ylabel="second component", aspect="equal")
+    return titled(figure, "Codes, each drawn as its true class", source)
+
+
+def plot_kl(means: Sequence[float], deviations: Sequence[float], divergences: Sequence[Sequence[float]]) -> Figure:
+    """KL divergence of N(mean, deviation) from N(0, 1) in nats, over the mean; a line for each deviation."""
+    figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for deviation, values, colour in zip(deviations, divergences, COLOURS):
+        ax.plot(means, values, color=colour, linewidth=2, label=f"standard deviation {deviation:g}")
+    ax.set(xlabel="mean", ylabel="KL divergence, nats", title="The KL divergence from N(0, 1)", ylim=(0, None))
+    ax.legend()
+    ax.grid(alpha=0.3)
+    return figure

@@ -1,6 +1,6 @@
 """Tables as Markdown, from the json files that a run writes: the same text for notebook, Results/ and README.
 
-`python -m utils.report` writes Results/unet.md, and the same tables between their markers in the README.
+`python -m utils.report` writes Results/*.md, and the same tables between their markers in the README.
 """
 
 import json
@@ -18,6 +18,20 @@ SCORES = {
     "iou_one_view": "IoU, one view",
 }
 BASELINES = {"all_foreground": "all foreground", "mean_mask": "mean training mask"}
+MEASURES = {
+    "wrong_label_agreement": "reads as the label sent",
+    "true_class_kept": "still reads as the true class",
+    "swap_agreement": "swap: reads as the label sent",
+    "own_label_agreement": "right label: reads as it",
+    "style_retention": "source found among 100",
+    "thickness_kept": "thickness kept",
+    "slant_kept": "slant kept",
+    "negative_elbo": "−ELBO",
+    "reconstruction": "reconstruction",
+    "kl": "KL",
+}
+NATS = ("negative_elbo", "reconstruction", "kl")
+CORRELATIONS = ("thickness_kept", "slant_kept")
 DECODERS = {"Tr": "transposed convolution", "Ups": "bilinear upsampling"}
 
 
@@ -68,6 +82,27 @@ def unet_tables(results: dict) -> dict[str, str]:
     return {"unet-2x2": two_by_two(results), "unet-long": long_table(results)}
 
 
+def measure_table(rows: dict[str, dict[str, float]], names: list[str]) -> str:
+    """What a wrong label does to each model, a row each: shares in %, correlations, nats per image."""
+    table = [["", *(MEASURES[name] for name in names)]]
+    for title, row in rows.items():
+        table.append([title, *(measure(name, row[name]) if name in row else "" for name in names)])
+    return markdown_table(table)
+
+
+def measure(name: str, value: float) -> str:
+    """One measure with its unit."""
+    if name in NATS:
+        return f"{value:.1f} nats"
+    return f"{value:.2f}" if name in CORRELATIONS else f"{value:.1%}"
+
+
+def cvae_tables(results: dict) -> dict[str, str]:
+    """The tables of part 2a or 2b by the name of their README marker."""
+    baselines = {f"*baseline: {name}*": row for name, row in results["baselines"].items()}
+    return {f"cvae-{results['data']}": measure_table(results["models"] | baselines, list(MEASURES))}
+
+
 def as_page(tables: dict[str, str]) -> str:
     """All tables, one after the other."""
     return "\n\n".join(tables.values()) + "\n"
@@ -88,12 +123,18 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Bring Results/unet.md and the README up to date with Results/unet.json."""
-    tables = unet_tables(json.loads(Path("Results/unet.json").read_text(encoding="utf-8")))
-    readme = Path("README.md")
-    texts = {readme: with_tables(readme.read_text(encoding="utf-8"), tables), Path("Results/unet.md"): as_page(tables)}
+    """Bring the pages in Results/ and the README up to date with the json files."""
+    readme, texts = Path("README.md"), {}
+    texts[readme] = readme.read_text(encoding="utf-8")
+    for part, tables_of in PARTS.items():
+        tables = tables_of(json.loads(Path(f"Results/{part}.json").read_text(encoding="utf-8")))
+        texts[readme] = with_tables(texts[readme], tables)
+        texts[Path(f"Results/{part}.md")] = as_page(tables)
     for path, text in texts.items():
         write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+
+
+PARTS = {"unet": unet_tables, "cvae_mnist": cvae_tables}
 
 
 if __name__ == "__main__":

@@ -130,6 +130,18 @@ def leakage(known: Tensor, labels: Tensor, codes: Tensor, answers: Tensor) -> fl
     return ((asked @ weights).argmax(1) == answers).double().mean().item()
 
 
+def telling_plane(codes: Tensor, labels: Tensor) -> Tensor:
+    """Codes (N, latent size) on the plane where the classes lie farthest apart, in units of the deviation: (N, 2).
+
+    Linear discriminants (Fisher 1936): whiten the codes, then take the first two principal directions of class means.
+    """
+    centred = codes.double() - codes.double().mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(codes))
+    white = centred @ vectors / values.clamp(min=1e-9).sqrt()
+    means = torch.stack([white[labels == label].mean(0) for label in labels.unique()])  # (classes, latent size)
+    return white @ torch.linalg.svd(means, full_matrices=False).Vh[:2].T
+
+
 # --- Qualities of a digit ---------------------------------------------------------------------------------------------
 
 
