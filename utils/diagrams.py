@@ -13,20 +13,24 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.cvae import ConditionalVAE
+from utils.standins import digits
 from utils.unet import UNet
 
 BLACK, GREY, WHITE = "#000000", "#737373", "#FFFFFF"
-ORANGE, SKY, GREEN, BLUE, VERMILION = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
+ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 FONT_SIZE, LINE = 16, 0.34  # of text, in points, and of a line of it, in inches
 COLUMN = 1.15  # from one box to the next
 MIDDLE = 2.6 * COLUMN  # across the bottleneck, so that the shortest skip has room for its name
 PICTURE = 1.8  # side of a thumbnail
+GAP = 4.2  # between encoder and decoder of a VAE
+OTHER_CODES = [(-0.9, 0.6), (-0.7, 0.75), (-0.6, 0.5), (0.7, 0.6), (0.85, 0.4), (-0.8, -0.6), (0.5, -0.7), (0.7, -0.6)]
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]  # (C, H, W), or the length of a vector
 Point = tuple[float, float]
 
 
@@ -49,7 +53,7 @@ def draw_unet(model: UNet, image_size: int) -> Figure:
     Returns:
         The figure, 11 inches wide for depth 2 and 18 for depth 5.
     """
-    shapes = output_shapes(model, (model.in_channels, image_size, image_size))
+    shapes = output_shapes(model, torch.zeros(1, model.in_channels, image_size, image_size))
     rows = row_centres([image_size // 2**level for level in range(model.depth + 1)])
     right, bottom, top = 2 * model.depth * COLUMN + MIDDLE, rows[-1] - 2.2, box_height(image_size) / 2 + 1.6
     millions = sum(weights.numel() for weights in model.parameters()) / 1e6
@@ -126,7 +130,7 @@ def draw_encoder_decoder(model: UNet, image_size: int) -> Figure:
     Returns:
         The figure, 15 inches wide.
     """
-    shapes = output_shapes(model, (model.in_channels, image_size, image_size))
+    shapes = output_shapes(model, torch.zeros(1, model.in_channels, image_size, image_size))
     channels, side, _ = shapes["bottleneck"]
     held, given, cell = prod(shapes["bottleneck"]), prod(shapes["image"]), image_size // side
     carried = sum(prod(shapes[f"contracting_path.{level}"]) for level in range(model.depth))
@@ -142,7 +146,7 @@ def draw_encoder_decoder(model: UNet, image_size: int) -> Figure:
     write(axes, (0.6, -2.6), "U-Net: details take the short way", ha="left", weight="bold")
     boxes = draw_strip(axes, -4.8, shapes, model.depth, (photo, mask))
     for start, end in zip(boxes[: model.depth], reversed(boxes), strict=False):
-        draw_arrow(axes, start.top, end.top, GREY, bend=-0.2)
+        draw_arrow(axes, start.top, end.top, GREY, "arc3,rad=-0.2")
     write(axes, (7.5, -6.05), f"skip connections: {carried:,} values, copied before each down-sampling")
     write(axes, (7.5, -6.45), "they give back where: the exact edge")
     note = "Sketches: the upper mask keeps one value per bottleneck cell; a trained model keeps more."
@@ -157,8 +161,7 @@ def draw_strip(axes: Axes, y: float, shapes: dict[str, Shape], depth: int, ends:
     xs = torch.linspace(3.7, 11.3, len(names)).tolist()
     boxes = [draw_box(axes, (x, y), shapes[name], colour) for x, name, colour in zip(xs, names, colours, strict=True)]
     image, mask = draw_picture(axes, (1.5, y), ends[0], "image"), draw_picture(axes, (13.5, y), ends[1], "mask")
-    for start, end in pairwise([image, *boxes, mask]):
-        draw_arrow(axes, start.right, end.left)
+    connect(axes, image, *boxes, mask)
     return boxes
 
 
@@ -172,21 +175,129 @@ def cat(side: int) -> tuple[Tensor, Tensor]:
     return 0.35 + 0.4 * mask - 0.75 * eyes, mask
 
 
-def output_shapes(model: nn.Module, image: Shape) -> dict[str, Shape]:
-    """Run a zero image through a copy of the model, so that the original keeps its mode and gets no hooks.
+def draw_autoencoder(model: ConditionalVAE) -> Figure:
+    """A plain autoencoder made of this model's layers: the code is a point; there is neither noise nor label.
 
     Args:
-        model: any module that takes a batch of images.
-        image: shape of one image, (C, H, W).
+        model: any conditional VAE; it is left as it was.
 
     Returns:
-        The shape, without the batch, of every submodule's output by its dotted name; "image" is the input's.
+        The figure, 13.4 inches wide up to depth 2; each further level adds two.
     """
-    probe, shapes = deepcopy(model).cpu().eval(), {"image": image}
+    axes, shapes, (_, before, after, _) = draw_row(model, (-2.9, 2.5), "Autoencoder")
+    axes.add_patch(Rectangle((-1.2, -1), 2.4, 2, facecolor=WHITE, edgecolor=GREY))
+    axes.scatter(*zip(*OTHER_CODES), color=GREY)
+    axes.add_patch(Circle((0, 0), 0.17, facecolor=ORANGE, edgecolor=BLACK))
+    connect(axes, before, box_around((0, 0), 0.34, 0.34), after)
+    write(axes, (0, 1.2), f"code: {shapes['to_code'][0] // 2} numbers, a point")  # the other half: log-variance
+    write(axes, (0, -2.1), "one image, one code: between the codes there may be nothing", weight="bold")
+    write(axes, (0, -2.55), "grey: the codes of other images", color=GREY)
+    return axes.figure
+
+
+def draw_conditional_vae(model: ConditionalVAE) -> Figure:
+    """The conditional VAE as built: a Gaussian instead of a point, the label where it enters, the losses where they do.
+
+    Args:
+        model: any conditional VAE; it is left as it was.
+
+    Returns:
+        The figure, 13.4 inches wide up to depth 2; each further level adds two.
+    """
+    halves = {"encoder": model.encoder_told, "decoder": model.decoder_told}
+    title = f"Conditional VAE: the label goes to the {' and the '.join(filter(halves.get, halves))}"
+    axes, shapes, (image, before, after, reconstruction) = draw_row(model, (-4.7, 4.3), title)
+    draw_sampling(axes, shapes["to_code"][0] // 2, before, after)
+    ends = [box.bottom for box, told in zip((before, after), halves.values()) if told]
+    draw_label(axes, model.classes, shapes["embedding"], ends)
+    write(axes, (0, 3.2), "reconstruction loss", color=VERMILION, weight="bold")
+    for picture, x in ((image, -1.3), (reconstruction, 1.3)):
+        draw_arrow(axes, picture.top, (x, 3.2), VERMILION, "angle,angleA=90,angleB=0")
+    return axes.figure
+
+
+def draw_row(model: ConditionalVAE, heights: Point, title: str) -> tuple[Axes, dict[str, Shape], list[Box]]:
+    """Image, encoder, gap, decoder, reconstruction. Returns page, shapes, and the boxes at the ends and at the gap."""
+    shapes = output_shapes(model, torch.zeros(1, *model.image_shape), torch.zeros(1, dtype=torch.int64))
+    depth, picture = len(model.encoder) - 1, digit(model.image_shape)
+    encoder, decoder = ([f"{half}.{step}" for step in range(depth)] for half in ("encoder", "decoder"))
+    xs, end = [GAP / 2 + step for step in range(depth + 1)], GAP / 2 + max(depth, 2) + 1.6  # 2: room for the formula
+    (_, axes), row = canvas((-end - 1, end + 1), heights, title), []
+    for x, name in zip([-x for x in reversed(xs)] + xs, [*encoder, "to_code.0", "from_code.0", *decoder]):
+        row.append(draw_labelled_box(axes, (x, 0), shapes[name], SKY if x < 0 else GREEN))
+        write(axes, raised(row[-1].bottom, -0.5), " x ".join(map(str, shapes[name][1:])), color=GREY)
+    blurred = F.avg_pool2d(picture, 3, stride=1, padding=1)
+    image = draw_picture(axes, (-end, 0), picture, "image")
+    result = draw_picture(axes, (end, 0), blurred, "reconstruction")
+    for x, name, half, colour in ((-1, "image", "encoder", BLUE), (1, "decoder", "decoder", GREEN)):
+        write(axes, raised((x * end, image.bottom[1]), -1.5), " x ".join(map(str, shapes[name])), color=GREY)
+        write(axes, raised((x * (xs[1] + xs[-1]) / 2, image.bottom[1]), -0.5), half, color=colour, weight="bold")
+    connect(axes, image, *row[: depth + 1])
+    connect(axes, *row[depth + 1 :], result)
+    return axes, shapes, [image, row[depth], row[depth + 1], result]
+
+
+def draw_sampling(axes: Axes, size: int, before: Box, after: Box) -> None:
+    """Mean and log-variance with their KL divergence, noise, and z, between encoder and decoder."""
+    boxes = []
+    for x, y, name in ((-0.65, 0.85, "mean"), (-0.65, -0.75, "log-variance"), (1.2, 0, "z")):
+        boxes.append(draw_box(axes, (x, y), (size,), ORANGE))
+        write(axes, raised(boxes[-1].bottom, -0.5), f"{name}: {size}")
+    mean, log_variance, z = boxes
+    connect(axes, before, mean, z, after)
+    connect(axes, before, log_variance, z)
+    axes.add_patch(Rectangle((-1.75, -1.75), 2.2, 3.35, fill=False, edgecolor=VERMILION, linestyle="--"))
+    write(axes, (-0.65, 2.05), "KL divergence\nto N(0, 1)", color=VERMILION, weight="bold")
+    write(axes, (1.1, 2.35), "noise ~ N(0, 1)", ha="left", bbox={"boxstyle": "round", "facecolor": WHITE})
+    draw_arrow(axes, (z.top[0], 2.1), z.top, GREY)
+    write(axes, (1.4, 1.6), "z = mean + deviation × noise\ndeviation = exp(log-variance / 2)", ha="left")
+
+
+def draw_label(axes: Axes, classes: int, embedding: Shape, ends: list[Point]) -> None:
+    """The label as a one-hot vector, its embedding, and from there an arrow to each of these ends."""
+    box, side = draw_box(axes, (0, -2.6), embedding, PURPLE), 2.4 / max(classes, 10)
+    write(axes, raised(box.top, 0.5), f"embedding: {embedding[0]}")
+    for index in range(classes):
+        colour = PURPLE if index == min(3, classes - 1) else WHITE  # 3 is the digit in the picture
+        axes.add_patch(Rectangle(((index - classes / 2) * side, -4), side, side, facecolor=colour, edgecolor=BLACK))
+    write(axes, (0, -4.25), f"label, one-hot: {classes}")
+    draw_arrow(axes, (0, -4 + side), box.bottom, PURPLE)
+    write(axes, (0.2, -3.35), "linear, no bias", ha="left")
+    for end in ends:
+        draw_arrow(axes, box.left if end[0] < 0 else box.right, end, PURPLE, "angle,angleA=0,angleB=90")
+
+
+def digit(shape: Shape) -> Tensor:
+    """A drawn 3, (1, 1 or 3, H, W): as large as an image of this shape, and tinted if that has three channels."""
+    ink = torch.from_numpy(digits(4, seed=0)[0][3])[None, None] / 255
+    tint = torch.linspace(1, 0.4, 3 if shape[0] == 3 else 1)[:, None, None]
+    return F.interpolate(ink, size=shape[1:], mode="bilinear") * tint
+
+
+def connect(axes: Axes, *boxes: Box) -> None:
+    """An arrow from each box to the next."""
+    for start, end in pairwise(boxes):
+        draw_arrow(axes, start.right, end.left)
+
+
+def output_shapes(model: nn.Module, *inputs: Tensor) -> dict[str, Shape]:
+    """Run a copy of the model, so that the original keeps its mode and gets no hooks.
+
+    Args:
+        model: any module whose submodules return one tensor each.
+        inputs: batches for its forward, on the CPU, the images first.
+
+    Returns:
+        The shape, without the batch, of every submodule's output by its dotted name; "image" is the first input's.
+    """
+    probe, shapes = deepcopy(model).cpu().eval(), {"image": tuple(inputs[0].shape[1:])}
     for name, module in probe.named_modules():
-        module.register_forward_hook(lambda _, __, output, name=name: shapes.update({name: tuple(output.shape[1:])}))
-    with torch.no_grad():
-        probe(torch.zeros(1, *image))
+        if name:  # the model as a whole may return several tensors
+            module.register_forward_hook(
+                lambda _, __, output, name=name: shapes.update({name: tuple(output.shape[1:])})
+            )
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a VAE draws noise: no later result should change
+        probe(*inputs)
     return shapes
 
 
@@ -224,8 +335,9 @@ def row_centres(sides: list[int]) -> list[float]:
 
 
 def draw_box(axes: Axes, centre: Point, shape: Shape, colour: str) -> Box:
-    """A feature map (C, H, W): as high as the root of H, as wide as the logarithm of C."""
-    (x, y), width, height = centre, 0.045 * (1 + log2(shape[0])), box_height(shape[1])
+    """A map (C, H, W): as high as the root of H, as wide as the logarithm of C; a vector: as high as its logarithm."""
+    (x, y), breadth = centre, 0.045 * (1 + log2(shape[0]))
+    width, height = (breadth, box_height(shape[1])) if shape[1:] else (0.2, 2.7 * breadth)
     axes.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, facecolor=colour, edgecolor=BLACK))
     return box_around(centre, width, height)
 
@@ -246,15 +358,15 @@ def draw_labelled_box(axes: Axes, centre: Point, shape: Shape, colour: str, size
 
 
 def draw_picture(axes: Axes, centre: Point, picture: Tensor, label: str) -> Box:
-    """A thumbnail of (1, 1, H, W), values in [0, 1], with a label below it."""
+    """A thumbnail of (1, 1 or 3, H, W), values in [0, 1], with a label below it."""
     box = box_around(centre, PICTURE, PICTURE)
     extent = (box.left[0], box.right[0], box.bottom[1], box.top[1])
-    axes.imshow(picture[0, 0], extent=extent, cmap="gray", vmin=0, vmax=1)
+    axes.imshow(picture[0].permute(1, 2, 0).numpy(), extent=extent, cmap="gray", vmin=0, vmax=1)
     write(axes, raised(box.bottom, -0.5), label)
     return box
 
 
-def draw_arrow(axes: Axes, start: Point, end: Point, colour: str = BLACK, bend: float = 0) -> None:
-    """An arrow; a bend below 0 arches it upwards on its way to the right."""
-    style = {"arrowstyle": "-|>,head_width=0.3,head_length=0.6", "connectionstyle": f"arc3,rad={bend}"}
+def draw_arrow(axes: Axes, start: Point, end: Point, colour: str = BLACK, path: str = "arc3") -> None:
+    """An arrow, straight unless matplotlib's name of a connection style says otherwise."""
+    style = {"arrowstyle": "-|>,head_width=0.3,head_length=0.6", "connectionstyle": path}
     axes.annotate("", end, start, arrowprops=style | {"color": colour, "linewidth": 2, "shrinkA": 1, "shrinkB": 1})
