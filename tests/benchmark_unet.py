@@ -64,7 +64,7 @@ def main() -> None:
         for _ in range(ROUNDS + 1):
             for name, feed in feeds.items():
                 seconds[name].append(one_epoch(models[name], feed, plain=name == "plain loop", device=device))
-    report(seconds, device)
+    report(seconds, COUNT, f"{device.type}, {best_precision(device)}, {SIZE} px, batch {BATCH}")
 
 
 def write_files(folder: Path) -> None:
@@ -99,13 +99,13 @@ def one_epoch(model: UNet, feed: Callable, plain: bool, device: torch.device) ->
     return time.perf_counter() - start
 
 
-def report(seconds: dict[str, list[float]], device: torch.device) -> None:
+def report(seconds: dict[str, list[float]], count: int, title: str) -> None:
     """Images a second by the median round, the first one left out, and ratios."""
-    rate = {name: COUNT / float(np.median(times[1:])) for name, times in seconds.items()}
+    rate = {name: count / float(np.median(times[1:])) for name, times in seconds.items()}
     project = rate["this project"]
     rows = [["", "images/s", "this project / this row"]]
     rows += [[name, f"{value:.1f}", f"{project / value:.2f}"] for name, value in rate.items()]
-    print(f"{device.type}, {best_precision(device)}, {torch.get_num_threads()} threads, {SIZE} px, batch {BATCH}")
+    print(f"{title}, {torch.get_num_threads()} threads")
     print(markdown_table(rows))
 
 

@@ -13,7 +13,9 @@ import pytest
 from utils import report, run
 
 ROOT = Path(__file__).parent.parent
-UNET = "01_unet_segmentation.ipynb"
+UNET, MNIST = "01_unet_segmentation.ipynb", "02_conditional_vae_mnist.ipynb"
+RUN_DIRS = {UNET: "unet", MNIST: "cvae_mnist"}  # of the quick runs
+RESULTS = {part: json.loads((ROOT / "Results" / f"{part}.json").read_text(encoding="utf-8")) for part in report.PARTS}
 
 
 def outputs(notebook):
@@ -29,9 +31,9 @@ def outputs(notebook):
 
 @pytest.fixture(scope="module")
 def quick():
-    """The notebook as `python -m utils.run --quick` leaves it, from nothing."""
+    """The notebooks as `python -m utils.run --quick` leaves them, from nothing."""
     shutil.rmtree(ROOT / "runs" / "quick", ignore_errors=True)
-    command = [sys.executable, "-m", "utils.run", "--quick", UNET]
+    command = [sys.executable, "-m", "utils.run", "--quick"]
     assert subprocess.run(command, cwd=ROOT).returncode == 0
     return ROOT / "runs" / "quick"
 
@@ -52,20 +54,45 @@ def test_the_table_and_all_figures_are_there_and_say_stand_in(quick):
     assert pictures == 8
 
 
-def test_a_second_run_gives_the_same_numbers(quick):
-    shutil.rmtree(quick / "unet")  # or it would only load the first run's checkpoints
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--rootdir", quick, quick / UNET]
+def test_the_conditional_vaes_learn(quick):
+    results = json.loads((quick / "cvae_mnist" / "results" / "cvae_mnist.json").read_text())
+    plain, faithful = results["models"]["plain"], results["models"]["faithful"]
+    assert plain["swap_agreement"] > 0.8
+    assert faithful["wrong_label_agreement"] > 0.9
+    assert min(plain["style_retention"], faithful["style_retention"]) > 0.5
+    assert min(plain["negative_elbo"], faithful["negative_elbo"]) < 150, "an empty code costs over 200 nats"
+    assert results["baselines"]["copy the source"]["wrong_label_agreement"] < 0.05
+    assert results["baselines"]["forget the source"]["style_retention"] < 0.05
+
+
+def test_the_conditional_vaes_tables_and_figures_are_there_and_say_stand_in(quick):
+    text, pictures = outputs(quick / MNIST)
+    results = json.loads((quick / "cvae_mnist" / "results" / "cvae_mnist.json").read_text())
+    assert next(iter(report.cvae_tables(results).values())) in text
+    assert "*** STAND-IN DATA" in text
+    assert pictures == 14
+    folder = quick / "cvae_mnist" / "results"
+    for name in ("cvae_mnist_wrong_labels.png", "cvae_mnist_wrong_labels_faithful.png"):
+        assert (folder / name).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("notebook", "count"), [(UNET, 3), (MNIST, 6)])
+def test_a_second_run_gives_the_same_numbers(quick, notebook, count):
+    shutil.rmtree(quick / RUN_DIRS[notebook])  # or it would only load the first run's checkpoints
+    path = quick / notebook
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--rootdir", quick, path]
     second = subprocess.run([*map(str, command), "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True)
     assert second.returncode == 0, second.stdout
-    checked = [c for c in nbformat.read(quick / UNET, as_version=4).cells if "nbval-check-output" in str(c.metadata)]
-    assert len(checked) == 3
+    checked = [c for c in nbformat.read(path, as_version=4).cells if "nbval-check-output" in str(c.metadata)]
+    assert len(checked) == count
 
 
-def test_a_notebook_opened_alone_clones_the_course(tmp_path):
+@pytest.mark.parametrize("notebook", RUN_DIRS)
+def test_a_notebook_opened_alone_clones_the_course(tmp_path, notebook):
     """As on Colab, with a file:// address in the place of a web address."""
     clone = tmp_path / "origin"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
-    cells = nbformat.read(ROOT / UNET, as_version=4).cells
+    cells = nbformat.read(ROOT / notebook, as_version=4).cells
     setup = next(cell.source for cell in cells if "git" in cell.source and cell.cell_type == "code")
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -103,26 +130,26 @@ def test_parameters_override_the_quick_values():
 # --- What is published ------------------------------------------------------------------------------------------------
 
 
-def test_readme_shows_the_tables_of_results():
-    results = json.loads((ROOT / "Results" / "unet.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("part", report.PARTS)
+def test_readme_shows_the_tables_of_results(part):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tables = report.unet_tables(results)
+    tables = report.PARTS[part](RESULTS[part])
     assert report.with_tables(text, tables) == text, "run: python -m utils.report"
-    assert (ROOT / "Results" / "unet.md").read_text(encoding="utf-8") == report.as_page(tables)
+    assert (ROOT / "Results" / f"{part}.md").read_text(encoding="utf-8") == report.as_page(tables)
 
 
-def test_the_published_notebook_shows_the_published_numbers():
-    results = json.loads((ROOT / "Results" / "unet.json").read_text(encoding="utf-8"))
-    text, _ = outputs(ROOT / UNET)
-    assert report.two_by_two(results) in text
-    assert results["data"] == "oxford-iiit-pet"
+@pytest.mark.parametrize(("notebook", "part"), zip((UNET, MNIST), report.PARTS))
+def test_the_published_notebook_shows_the_published_numbers(notebook, part):
+    text, _ = outputs(ROOT / notebook)
+    assert next(iter(report.PARTS[part](RESULTS[part]).values())) in text
+    assert RESULTS[part]["data"] in ("oxford-iiit-pet", "mnist")
 
 
-def test_the_published_parameters_are_the_notebooks():
-    results = json.loads((ROOT / "Results" / "unet.json").read_text(encoding="utf-8"))
-    cells = nbformat.read(ROOT / UNET, as_version=4).cells
+@pytest.mark.parametrize(("notebook", "part"), zip((UNET, MNIST), report.PARTS))
+def test_the_published_parameters_are_the_notebooks(notebook, part):
+    cells = nbformat.read(ROOT / notebook, as_version=4).cells
     source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    for name, value in results["recipe"].items():
+    for name, value in RESULTS[part]["recipe"].items():
         written = re.search(rf"^{name} = (.*?)  #", source, re.MULTILINE)[1]
         assert run.value_of(written) == value
 

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.cvae import ConditionalVAE
-from utils.labelled import wrong_labels
 from utils.losses import bernoulli_loss, kl_loss
 from utils.wrong_labels import (
     decode,
+    draw_wrong,
     encode,
     evidence,
     found_again,
@@ -159,7 +159,7 @@ def test_the_telling_plane_shows_what_the_other_directions_hide():
 
 def test_wrong_labels_are_wrong_and_spread_over_the_other_nine():
     labels = torch.arange(10).repeat(900)
-    sent = wrong_labels(labels, torch.Generator().manual_seed(0))
+    sent = draw_wrong(labels, torch.Generator().manual_seed(0))
     assert not (sent == labels).any()
     counts = torch.bincount(10 * labels + sent, minlength=100).view(10, 10)
     assert counts.fill_diagonal_(100).min() > 60

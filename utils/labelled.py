@@ -17,7 +17,7 @@ from utils.data import SPLIT_SEED, DataError
 CLASSES = 10
 SOURCES = ("mnist", "stand-in")
 HELD_OUT = 5_000  # of MNIST's training images, for every choice that is made
-STANDIN_SIZES = {"train": 8_000, "validation": 500, "test": 1_000}
+STANDIN_SIZES = {"train": 4_000, "validation": 300, "test": 500}
 
 
 class LabelledSplit(NamedTuple):
@@ -109,12 +109,6 @@ def parse(path: Path, read) -> Tensor:
 def to_unit(images: Tensor) -> Tensor:
     """What the conditional VAEs eat: uint8 (N, C, H, W) in 0..255 -> float32 in 0..1, in channels-last memory."""
     return (images.float() / 255).contiguous(memory_format=torch.channels_last)
-
-
-def wrong_labels(labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """For each label one of the nine others, all equally likely: int64 (N,), never the label itself."""
-    shift = torch.randint(1, CLASSES, labels.shape, generator=generator, device=labels.device)
-    return (labels + shift) % CLASSES
 
 
 def digit_augmentation() -> A.Compose:

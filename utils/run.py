@@ -24,6 +24,13 @@ QUICK = {  # embedded stand-in data, minutes instead of hours
         "depth": 4,
         "run_dir": "runs/quick/unet",
     },
+    "02_conditional_vae_mnist.ipynb": {
+        "source": "stand-in",
+        "epochs": 8,
+        "trial_epochs": 1,
+        "judge_epochs": 4,
+        "run_dir": "runs/quick/cvae_mnist",
+    },
 }
 
 

@@ -19,6 +19,12 @@ CANDIDATES = 100  # among so many a source has to be found again
 BATCH = 500
 
 
+def draw_wrong(labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """For each label int64 (N,) one of the nine others, all equally likely: int64 (N,), never the label itself."""
+    shift = torch.randint(1, CLASSES, labels.shape, generator=generator, device=labels.device)
+    return (labels + shift) % CLASSES
+
+
 @torch.inference_mode()
 def encode(model: ConditionalVAE, images: Tensor, labels: Tensor) -> Tensor:
     """Codes (N, latent size) of float images (N, C, H, W) in 0..1, with labels int64 (N,) for an encoder that asks."""
