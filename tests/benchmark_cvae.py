@@ -1,8 +1,8 @@
 """Training throughput of the conditional VAE, measured side by side in one run: `python tests/benchmark_cvae.py`.
 
-Three rows: a plain loop (float32, NCHW, torchvision's MNIST with ToTensor in a DataLoader, an optimiser as it comes, the
-loss read at each step), this project, and the bound that the same model reaches on resident random tensors. They take
-turns, so that a slow minute of the machine hits all three. The digits are the stand-in's, in MNIST's own files.
+Three rows: a plain loop (float32, NCHW, torchvision's MNIST with ToTensor in a DataLoader, an optimiser as it comes,
+the loss read at each step), this project, and the bound that the same model reaches on resident random tensors. They
+take turns, so that a slow minute of the machine hits all three. The digits are the stand-in's, in MNIST's own files.
 """
 
 import sys

@@ -5,39 +5,88 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from utils.cvae import ConditionalVAE
 from utils.data import load_pets
+from utils.judge import accuracy, build_guide, build_judge
+from utils.labelled import load_digits, to_unit
 from utils.metrics import baselines, predict, segmentation_scores
 from utils.storage import load_tensors
 from utils.unet import DOWN, UP, UNet
+from utils.wrong_labels import evidence, obedience
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("DATA_DIR", ROOT / "data"))
-RESULTS = json.loads((ROOT / "Results" / "unet.json").read_text(encoding="utf-8"))
+UNETS, CVAES = (json.loads((ROOT / "Results" / f"{part}.json").read_text("utf-8")) for part in ("unet", "cvae_mnist"))
 KINDS = {short: kind for kind, short in (DOWN | UP).items()}  # "MP": "maxpool", ...
 
-pytestmark = pytest.mark.skipif(not (DATA / "oxford-iiit-pet").exists(), reason="needs Oxford-IIIT Pet")
+
+def load_published(model, name):
+    """The model with its weights from Results/, in evaluation mode."""
+    model.load_state_dict(load_tensors(ROOT / "Results" / f"{name}.pt"))
+    return model.eval()
+
+
+# --- Part 1 -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def pets():
-    return load_pets("oxford-iiit-pet", DATA, RESULTS["image_size"])
+    if not (DATA / "oxford-iiit-pet").exists():
+        pytest.skip("needs Oxford-IIIT Pet")
+    return load_pets("oxford-iiit-pet", DATA, UNETS["image_size"])
 
 
 def test_the_official_lists_and_the_published_baselines(pets):
     assert [len(split.names) for split in pets[1:]] == [3312, 368, 3669]
     rows = baselines(pets.train.trimaps, pets.test.trimaps)
-    for name, row in RESULTS["baselines"].items():
+    for name, row in UNETS["baselines"].items():
         assert rows[name] == pytest.approx(row)
 
 
-@pytest.mark.parametrize("variant", RESULTS["variants"])
+@pytest.mark.parametrize("variant", UNETS["variants"])
 def test_published_weights_find_validation_pets(pets, variant):
     """On 64 images of the validation split, the published (half-precision) weights are near their published score."""
     down, up, _ = variant.split("+")
-    recipe = RESULTS["recipe"]
+    recipe = UNETS["recipe"]
     model = UNet(3, 1, recipe["base_channels"], recipe["depth"], KINDS[down], KINDS[up])
-    model.load_state_dict(load_tensors(ROOT / "Results" / f"unet_{variant}.pt"))
+    load_published(model, f"unet_{variant}")
     few = [part[:64] for part in pets.validation]
     scores = segmentation_scores(predict(model, few[0]) >= 0.5, few[1])
-    assert scores["iou"] == pytest.approx(RESULTS["variants"][variant]["iou_one_view"], abs=0.06)
+    assert scores["iou"] == pytest.approx(UNETS["variants"][variant]["iou_one_view"], abs=0.06)
+
+
+# --- Part 2a ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    if not (DATA / "MNIST").exists():
+        pytest.skip("needs MNIST")
+    return load_digits("mnist", DATA)
+
+
+def test_the_official_splits_of_mnist(digits):
+    assert [len(split.labels) for split in digits[1:]] == [55_000, 5_000, 10_000]
+
+
+@pytest.mark.parametrize(("name", "build"), [("judge", build_judge), ("guide", build_guide)])
+def test_published_classifiers_read_as_published(digits, name, build):
+    classifier = load_published(build((1, 28, 28), 10), f"cvae_mnist_{name}")
+    assert accuracy(classifier, *digits.test) == pytest.approx(CVAES[f"{name}_accuracy"], abs=3e-4)
+
+
+@pytest.mark.parametrize("name", CVAES["models"])
+def test_published_vaes_answer_a_wrong_label_as_published(digits, name):
+    """-ELBO on the whole test set (another draw of the codes), the wrong labels on 500 images of it."""
+    recipe, published = CVAES["recipe"], CVAES["models"][name]
+    model = ConditionalVAE((1, 28, 28), 10, recipe["latent_size"], recipe["base_channels"], 2, "both")
+    load_published(model, f"cvae_mnist_{name}")
+    judge = load_published(build_judge((1, 28, 28), 10), "cvae_mnist_judge")
+    images, labels = to_unit(digits.test.images), digits.test.labels
+    torch.manual_seed(1)
+    assert evidence(model, images, labels)["negative_elbo"] == pytest.approx(published["negative_elbo"], abs=0.1)
+    measured = obedience(model, judge, images[:500], labels[:500], {})
+    for measure in ("wrong_label_agreement", "swap_agreement", "own_label_agreement"):
+        assert measured[measure] == pytest.approx(published[measure], abs=0.06)
