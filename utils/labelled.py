@@ -17,7 +17,7 @@ from utils.data import SPLIT_SEED, DataError
 CLASSES = 10
 SOURCES = ("mnist", "stand-in")
 HELD_OUT = 5_000  # of MNIST's training images, for every choice that is made
-STANDIN_SIZES = {"train": 4_000, "validation": 300, "test": 500}
+STANDIN_SIZES = {"train": 3_000, "validation": 200, "test": 400}
 
 
 class LabelledSplit(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
 from utils.data import BACKGROUND, BORDER, PET
 from utils.storage import write_atomically
@@ -166,14 +167,16 @@ def show_unit(ax: Axes, image: Tensor) -> None:
 
 
 def plot_image_table(images: Tensor, rows: Sequence[str], columns: Sequence[str], title: str, source: str) -> Figure:
-    """Images float (R, C, channels, H, W) in 0..1, with a name for each row and each column."""
-    figure, axes = grid(*images.shape[:2], side=1.15)
-    for ax, image in zip(axes.flat, images.flatten(0, 1)):
-        show_unit(ax, image)
-    for ax, name in zip(axes[0], columns):
-        ax.set_title(name, fontsize=13)
-    for ax, name in zip(axes[:, 0], rows):
-        ax.text(-0.15, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=13)
+    """Images float (R, C, channels, H, W) in 0..1 as one picture, with a name for each row and each column."""
+    height, width = (side + 3 for side in images.shape[-2:])
+    tiles = F.pad(images.cpu(), (0, 3, 0, 3), value=1)  # a white gap after each
+    picture = tiles.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # (channels, R * height, C * width)
+    figure, ax = plt.subplots(figsize=(1.3 + 1.05 * len(columns), 0.9 + 1.05 * len(rows)), layout="constrained")
+    show_unit(ax, picture)
+    ax.set_xticks([(i + 0.5) * width - 2 for i in range(len(columns))], columns, fontsize=12)
+    ax.set_yticks([(i + 0.5) * height - 2 for i in range(len(rows))], rows, fontsize=12)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.spines[:].set_visible(False)
     return titled(figure, title, source)
 
 

@@ -26,9 +26,11 @@ QUICK = {  # embedded stand-in data, minutes instead of hours
     },
     "02_conditional_vae_mnist.ipynb": {
         "source": "stand-in",
+        "base_channels": 8,
         "epochs": 8,
         "trial_epochs": 1,
         "judge_epochs": 4,
+        "learning_rate": 5e-3,
         "run_dir": "runs/quick/cvae_mnist",
     },
 }
