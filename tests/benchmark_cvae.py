@@ -42,7 +42,7 @@ def main() -> None:
             "bound: random tensors": lambda: random_batches(device),
         }
         seconds = {name: [] for name in feeds}
-        models = {name: ConditionalVAE((1, 28, 28), 10, 16, 12, 2, "both").to(device) for name in feeds}
+        models = {name: ConditionalVAE((1, 28, 28), 10, 16, 16, 2, "both").to(device) for name in feeds}
         for name in list(feeds)[1:]:
             models[name].to(memory_format=torch.channels_last)
         for _ in range(ROUNDS + 1):

@@ -138,14 +138,14 @@ def test_readme_shows_the_tables_of_results(part):
     assert (ROOT / "Results" / f"{part}.md").read_text(encoding="utf-8") == report.as_page(tables)
 
 
-@pytest.mark.parametrize(("notebook", "part"), zip((UNET, MNIST), report.PARTS))
+@pytest.mark.parametrize(("notebook", "part"), list(zip((UNET, MNIST), report.PARTS)))
 def test_the_published_notebook_shows_the_published_numbers(notebook, part):
     text, _ = outputs(ROOT / notebook)
     assert next(iter(report.PARTS[part](RESULTS[part]).values())) in text
     assert RESULTS[part]["data"] in ("oxford-iiit-pet", "mnist")
 
 
-@pytest.mark.parametrize(("notebook", "part"), zip((UNET, MNIST), report.PARTS))
+@pytest.mark.parametrize(("notebook", "part"), list(zip((UNET, MNIST), report.PARTS)))
 def test_the_published_parameters_are_the_notebooks(notebook, part):
     cells = nbformat.read(ROOT / notebook, as_version=4).cells
     source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
