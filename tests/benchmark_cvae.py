@@ -19,7 +19,7 @@ from torchvision.transforms import ToTensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.benchmark_unet import report
+from tests.benchmark_unet import report, take_turns
 from utils import standins
 from utils.cvae import ConditionalVAE, elbo_terms
 from utils.labelled import LabelledBatches, LabelledSplit, to_unit
@@ -41,13 +41,8 @@ def main() -> None:
             "this project": lambda: LabelledBatches(split, BATCH, seed=0).epoch(0),
             "bound: random tensors": lambda: random_batches(device),
         }
-        seconds = {name: [] for name in feeds}
         models = {name: ConditionalVAE((1, 28, 28), 10, 16, 16, 2, "both").to(device) for name in feeds}
-        for name in list(feeds)[1:]:
-            models[name].to(memory_format=torch.channels_last)
-        for _ in range(ROUNDS + 1):
-            for name, feed in feeds.items():
-                seconds[name].append(one_epoch(models[name], feed, plain=name == "plain loop", device=device))
+        seconds = take_turns(models, feeds, one_epoch, ROUNDS, device)
     report(seconds, COUNT, f"{device.type}, {best_precision(device)}, batch {BATCH}")
 
 

@@ -57,14 +57,20 @@ def main() -> None:
             "this project": lambda: PetBatches(split, BATCH, [SIZE], seed=0).epoch(0),
             "bound: random tensors": lambda: random_batches(device),
         }
-        seconds = {name: [] for name in feeds}
         models = {name: UNet(3, 1, 8, 5, "maxpool", "transposed").to(device) for name in feeds}
-        for name in list(feeds)[1:]:
-            models[name].to(memory_format=torch.channels_last)
-        for _ in range(ROUNDS + 1):
-            for name, feed in feeds.items():
-                seconds[name].append(one_epoch(models[name], feed, plain=name == "plain loop", device=device))
+        seconds = take_turns(models, feeds, one_epoch, ROUNDS, device)
     report(seconds, COUNT, f"{device.type}, {best_precision(device)}, {SIZE} px, batch {BATCH}")
+
+
+def take_turns(models: dict, feeds: dict, one_epoch: Callable, rounds: int, device: torch.device) -> dict:
+    """Seconds of each round of each feed, after one to warm up; all models but the plain one are channels-last."""
+    seconds = {name: [] for name in feeds}
+    for name in list(feeds)[1:]:
+        models[name].to(memory_format=torch.channels_last)
+    for _ in range(rounds + 1):
+        for name, feed in feeds.items():
+            seconds[name].append(one_epoch(models[name], feed, plain=name == "plain loop", device=device))
+    return seconds
 
 
 def write_files(folder: Path) -> None:

@@ -58,11 +58,11 @@ def classifier_loss(classifier: nn.Module, batch: tuple[Tensor, Tensor], step: i
 @torch.inference_mode()
 def read(classifier: nn.Module, images: Tensor) -> Tensor:
     """The label that the classifier reads off each image: int64 (N,), of float images (N, C, H, W) in 0..1."""
+    classifier.eval()
     return torch.cat([classifier(part).argmax(1) for part in images.split(500)])
 
 
 def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of uint8 images (N, C, H, W) whose label the classifier reads right, in 0..1."""
-    classifier.eval()
     device = next(classifier.parameters()).device
     return (read(classifier, to_unit(images.to(device))).cpu() == labels).float().mean().item()
