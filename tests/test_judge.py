@@ -27,10 +27,10 @@ def test_a_judge_learns_to_read_and_is_measured_right(tmp_path):
     untrained = accuracy(judge, *digits)
     fit(
         judge,
-        LabelledBatches(digits, 50, seed=0, augment=digit_augmentation()),
+        LabelledBatches(digits, 20, seed=0, augment=digit_augmentation()),
         classifier_loss,
         lambda model: {"score": accuracy(model, *digits)},
-        epochs=6,
+        epochs=8,
         learning_rate=1e-2,
         weight_decay=0.0,
         checkpoint=tmp_path / "judge.pt",
