@@ -92,9 +92,9 @@ def test_a_damaged_cache_is_named_and_rebuilt(root, damage):
     cache = root.parent / "cache" / f"oxford-iiit-pet-test-{SIZE}.pt"
     content = cache.read_bytes()
     if damage == "altered":
-        tensors = torch.load(cache, weights_only=True)
-        tensors["images"][0, 0, 0, 0] += 1
-        torch.save(tensors, cache)
+        saved = torch.load(cache, weights_only=True)
+        saved["tensors"]["images"][0, 0, 0, 0] += 1
+        torch.save(saved, cache)
     else:
         cache.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"not a cache")
     with pytest.warns(UserWarning, match=f"oxford-iiit-pet-test-{SIZE}.pt is not used and will be rebuilt"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.judge import accuracy, build_guide, build_judge, classifier_loss, read
-from utils.labelled import LabelledBatches, digit_augmentation, draw_digits, to_unit
+from utils.labelled import LabelledBatches, digit_augmentation, load_digits, to_unit
 from utils.training import fit
 
 
@@ -22,7 +22,7 @@ def test_judge_and_guide_are_different_networks():
 
 def test_a_judge_learns_to_read_and_is_measured_right(tmp_path):
     torch.manual_seed(0)
-    digits = draw_digits("validation")
+    digits = load_digits("stand-in", None).validation
     judge = build_judge((1, 28, 28), 10)
     untrained = accuracy(judge, *digits)
     fit(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from utils.losses import EPSILON, bce_loss, bernoulli_loss, dice_loss, kl_loss
+from utils.losses import EPSILON, bce_loss, bernoulli_loss, dice_loss, gaussian_loss, kl_loss
 
 
 def logit(p):
@@ -112,6 +112,26 @@ def test_shapes_are_not_broadcast(loss):
 
 
 # --- The two parts of the ELBO ----------------------------------------------------------------------------------------
+
+
+def test_gaussian_by_hand():
+    logits, images = torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.7, 0.4]]]])  # means 0.5: errors 0.2 and 0.1
+    by_hand = (0.2**2 + 0.1**2) / (2 * 0.1**2) + 2 * math.log(0.1) + math.log(2 * math.pi)
+    assert gaussian_loss(logits, images, torch.tensor(0.1).log()).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_gaussian_against_torchs_distribution():
+    logits, images = torch.randn(5, 3, 8, 8), torch.rand(5, 3, 8, 8)
+    log_deviation = torch.tensor(-1.7)
+    expected = -Normal(logits.sigmoid(), log_deviation.exp()).log_prob(images).flatten(1).sum(1)
+    torch.testing.assert_close(gaussian_loss(logits, images, log_deviation), expected)
+
+
+def test_the_best_deviation_of_a_gaussian_is_the_root_mean_square_error():
+    logits, images = torch.randn(4, 3, 8, 8), torch.rand(4, 3, 8, 8)
+    log_deviation = (logits.sigmoid() - images).square().mean().sqrt().log().requires_grad_()
+    gaussian_loss(logits, images, log_deviation).sum().backward()
+    assert log_deviation.grad.item() == pytest.approx(0, abs=1e-2)
 
 
 def test_bernoulli_by_hand():

@@ -5,7 +5,6 @@ that a score can leave it out.
 """
 
 import os
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,11 +22,12 @@ from torchvision.datasets import OxfordIIITPet
 from tqdm import tqdm
 
 from utils import standins
-from utils.storage import DamagedFileError, load_tensors, save_tensors
+from utils.storage import cached
 
 PET, BACKGROUND, BORDER = 1, 2, 3
 SPLIT_SEED = 0  # one hold-out for every run and seed: changing it would let choices peek at other images
 SOURCES = ("oxford-iiit-pet", "stand-in")
+FOLDERS = ("oxford-iiit-pet", "cifar10")
 STANDIN_SIZES = {"train": 320, "validation": 64, "test": 128}
 
 
@@ -114,17 +114,19 @@ def decoded(root: Path, split: str, image_size: int) -> Split:
     pairs = [(root / "images" / f"{name}.jpg", root / "annotations" / "trimaps" / f"{name}.png") for name in names]
     fingerprint = [file_size(path) for pair in pairs for path in pair]
     cache = root.parent / "cache" / f"oxford-iiit-pet-{split}-{image_size}.pt"
-    if (content := read_cache(cache, fingerprint)) is not None:
-        return Split(content["images"], content["trimaps"], names)
-    images = torch.empty(len(names), 3, image_size, image_size, dtype=torch.uint8)
-    trimaps = torch.empty(len(names), 1, image_size, image_size, dtype=torch.uint8)
+    tensors = cached(cache, fingerprint, lambda: decode_pairs(pairs, split, image_size))
+    return Split(tensors["images"], tensors["trimaps"], names)
+
+
+def decode_pairs(pairs: list[tuple[Path, Path]], split: str, image_size: int) -> dict[str, Tensor]:
+    """All images and trimaps of a list, as `Split` has them."""
+    images = torch.empty(len(pairs), 3, image_size, image_size, dtype=torch.uint8)
+    trimaps = torch.empty(len(pairs), 1, image_size, image_size, dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:
         decoding = pool.map(lambda pair: decode_pair(*pair, image_size), pairs)
         for i, (image, trimap) in enumerate(tqdm(decoding, f"decode {split}", len(pairs), leave=False)):
             images[i], trimaps[i, 0] = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(trimap)
-    content = {"fingerprint": fingerprint, "images": images, "trimaps": trimaps, "sums": sums(images, trimaps)}
-    save_tensors(cache, content)
-    return Split(images, trimaps, names)
+    return {"images": images, "trimaps": trimaps}
 
 
 def listed_names(root: Path, split: str) -> list[str]:
@@ -156,8 +158,8 @@ def file_size(path: Path) -> int:
 
 
 def path_root(path: Path) -> Path:
-    """The folder oxford-iiit-pet that a file lies in."""
-    return next(parent for parent in path.parents if parent.name == "oxford-iiit-pet")
+    """The folder of the data set that a file lies in."""
+    return next(parent for parent in path.parents if parent.name in FOLDERS)
 
 
 def decode_pair(image_path: Path, trimap_path: Path, image_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -181,28 +183,6 @@ def open_image(path: Path) -> Image.Image:
             return image
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} does not decode ({error}): {remedy(path_root(path))}") from error
-
-
-def read_cache(path: Path, fingerprint: list[int]) -> dict | None:
-    """The cached tensors; None where there are none, the files changed, or the cache is damaged (with a warning)."""
-    if not path.exists():
-        return None
-    try:
-        content = load_tensors(path)
-        if content["fingerprint"] != fingerprint:
-            return None
-        if content["sums"] == sums(content["images"], content["trimaps"]):
-            return content
-        reason = "its content does not match its checksum"
-    except (DamagedFileError, KeyError) as error:
-        reason = str(error)
-    warnings.warn(f"cache {path.name} is not used and will be rebuilt: {reason}", stacklevel=2)
-    return None
-
-
-def sums(*tensors: Tensor) -> list[int]:
-    """A cheap checksum: bytes read as 64-bit integers, added up with wrap-around."""
-    return [int(tensor.view(-1)[: tensor.numel() // 8 * 8].view(torch.int64).sum()) for tensor in tensors]
 
 
 # --- From tensors to batches ------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Losses, on logits. Each is computed in float32, also where the model ran in a lower precision."""
 
+from math import log, pi
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -60,6 +62,26 @@ def bernoulli_loss(logits: Tensor, images: Tensor) -> Tensor:
     check_same_shape(logits=logits, images=images)
     pixels = F.binary_cross_entropy_with_logits(logits.float(), images.float(), reduction="none")
     return pixels.flatten(1).sum(1)
+
+
+def gaussian_loss(logits: Tensor, images: Tensor, log_deviation: Tensor) -> Tensor:
+    """Minus the log-likelihood of each image under independent Gaussian pixels, summed over channels and pixels.
+
+    sum[(x - p)^2 / (2 s^2) + log s + log(2 pi) / 2] with the mean p = sigmoid(logit), which lies where pixels do, and one
+    standard deviation s (Kingma and Welling 2013, arXiv:1312.6114, appendix C.2; one s for all pixels, learnt with the
+    weights: Rybkin et al. 2021, arXiv:2006.13202, section 3). The logarithm of a density: it may be negative.
+
+    Args:
+        logits: (N, ...), unbounded.
+        images: same shape, values in [0, 1].
+        log_deviation: scalar, log s, where 1 is the whole range of a pixel.
+
+    Returns:
+        (N,), nats per image.
+    """
+    check_same_shape(logits=logits, images=images)
+    errors = (logits.float().sigmoid() - images.float()).square().flatten(1)
+    return errors.sum(1) * torch.exp(-2 * log_deviation) / 2 + errors.shape[1] * (log_deviation + log(2 * pi) / 2)
 
 
 def kl_loss(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ STYLE = {
     "down": (-1.5, 1.5),
 }
 DIGIT_SIZE, FINER, SUBPIXEL_BITS = 28, 4, 4
+SHAPES = ("disc", "ring", "square", "frame", "triangle", "star", "cross", "bar", "arrow", "moon")
+SHAPE_SIZE = 32
 
 
 def pets(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +86,26 @@ def digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     # One generator, as seeding one for each would take a fifth of the time; it fills row after row, whatever the count.
     styles = np.random.default_rng(seed).uniform(*zip(*STYLE.values()), (count, len(STYLE)))
     images = [draw_digit(digit, style) for digit, style in zip(labels.tolist(), styles)]
+    return np.stack(images), labels
+
+
+def shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a coloured shape on textured ground; picture i depends on seed and i, not on count.
+
+    Args:
+        count: how many pictures, at least 1.
+        seed: 0 or more.
+
+    Returns:
+        Images, uint8 (count, 32, 32, 3), RGB in 0..255, each with one shape, and labels, uint8 (count,): picture i
+        shows SHAPES[i % 10].
+
+    Raises:
+        ValueError: if an argument is below its minimum.
+    """
+    check_minimum(("count", count, 1), ("seed", seed, 0))
+    labels = (np.arange(count) % len(SHAPES)).astype(np.uint8)
+    images = [draw_shape(SHAPES[label], np.random.default_rng([seed, i])) for i, label in enumerate(labels)]
     return np.stack(images), labels
 
 
@@ -205,6 +227,36 @@ def draw_digit(digit: int, style: np.ndarray) -> np.ndarray:
     cv2.fillPoly(canvas, parts, 255, shift=SUBPIXEL_BITS)  # all at once: a contour within another is a hole
     cv2.polylines(canvas, parts, True, 255, int(pen), shift=SUBPIXEL_BITS)
     return cv2.resize(canvas, (DIGIT_SIZE, DIGIT_SIZE), interpolation=cv2.INTER_AREA)
+
+
+def draw_shape(name: str, rng: Generator) -> np.ndarray:
+    """One shape in one colour on ground of another, uint8 (32, 32, 3); drawn finer and shrunk, as the pets are."""
+    side = FINER * SHAPE_SIZE
+    corners = rng.uniform(40, 215, (2, 2, 3)).astype(np.float32)
+    ground = cv2.resize(corners, (side, side), interpolation=cv2.INTER_LINEAR) + 12 * strands(side, rng)
+    # Brighter or darker than the ground's mean by a third of the range: a shape that does not stand out has no class.
+    contrast = rng.choice([-1, 1]) * rng.uniform(85, 125)
+    colour = (ground.mean((0, 1)) + contrast + rng.uniform(-40, 40, 3)).clip(0, 255).tolist()
+    reach, centre = rng.uniform(0.26, 0.4) * side, side * rng.uniform(0.42, 0.58, 2)
+    angle = rng.uniform(-0.25, 0.25)
+    parts = [turn(part, angle) * reach + centre for part in shape_parts(name)]
+    cv2.fillPoly(ground, [np.int32(np.round(part)) for part in parts], colour)
+    return cv2.resize(ground, (SHAPE_SIZE, SHAPE_SIZE), interpolation=cv2.INTER_AREA).clip(0, 255).astype(np.uint8)
+
+
+def shape_parts(name: str) -> list[np.ndarray]:
+    """The outline of a shape and of its hole, if it has one; about 1 from the origin, y down."""
+    disc, square = polygon(40, (1, 1)), polygon(4, (1.25, 1.25))
+    spikes = polygon(10, (1, 1), np.pi / 10 - np.pi / 2) * np.tile([1.15, 0.45], 5)[:, None]
+    cross = [(-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1), (-0.3, 1), (-0.3, 0.3)]
+    cross += [(-1, 0.3), (-1, -0.3), (-0.3, -0.3)]
+    arrow = [(-1.1, -0.25), (0.1, -0.25), (0.1, -0.8), (1.1, 0), (0.1, 0.8), (0.1, 0.25), (-1.1, 0.25)]
+    bow = polygon(40, (1.2, 1.2))[9:31]  # the left half of a circle
+    moon = np.vstack([bow, bow[::-1] * (0.35, 1)]) + (0.6, 0)
+    shapes = {"disc": [disc], "ring": [disc, 0.55 * disc], "square": [square], "frame": [square, 0.6 * square]}
+    shapes |= {"triangle": [polygon(3, (1.2, 1.2), np.pi / 2)], "star": [spikes], "cross": [np.array(cross)]}
+    shapes |= {"bar": [polygon(4, (1.5, 0.4))], "arrow": [np.array(arrow)], "moon": [moon]}
+    return shapes[name]
 
 
 @cache

@@ -2,11 +2,13 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class DamagedFileError(RuntimeError):
@@ -47,3 +49,33 @@ def save_json(path: Path, content: dict) -> None:
     """Write readable JSON, atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def cached(path: Path, fingerprint: list, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by name: read from `path` if it was written for this fingerprint and is intact, else made and kept there.
+
+    A damaged file is named in a warning and rebuilt.
+
+    Args:
+        path: of the cache.
+        fingerprint: what the content depends on, numbers and strings; another one makes the file stale.
+        make: gives the tensors anew.
+    """
+    if path.exists():
+        try:
+            content = load_tensors(path)
+            if content["fingerprint"] == fingerprint:
+                if content["sums"] == sums(content["tensors"]):
+                    return content["tensors"]
+                raise DamagedFileError("its content does not match its checksum")
+        except (DamagedFileError, KeyError) as error:
+            warnings.warn(f"cache {path.name} is not used and will be rebuilt: {error}", stacklevel=2)
+    tensors = make()
+    save_tensors(path, {"fingerprint": fingerprint, "tensors": tensors, "sums": sums(tensors)})
+    return tensors
+
+
+def sums(tensors: dict[str, Tensor]) -> list[int]:
+    """A cheap checksum: bytes as 64-bit integers, added up with wrap-around; up to 7 at the end are left out."""
+    flat = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors.values()]
+    return [int(part[: len(part) // 8 * 8].view(torch.int64).sum()) for part in flat]
