@@ -67,9 +67,9 @@ def bernoulli_loss(logits: Tensor, images: Tensor) -> Tensor:
 def gaussian_loss(logits: Tensor, images: Tensor, log_deviation: Tensor) -> Tensor:
     """Minus the log-likelihood of each image under independent Gaussian pixels, summed over channels and pixels.
 
-    sum[(x - p)^2 / (2 s^2) + log s + log(2 pi) / 2] with the mean p = sigmoid(logit), which lies where pixels do, and one
-    standard deviation s (Kingma and Welling 2013, arXiv:1312.6114, appendix C.2; one s for all pixels, learnt with the
-    weights: Rybkin et al. 2021, arXiv:2006.13202, section 3). The logarithm of a density: it may be negative.
+    sum[(x - p)^2 / (2 s^2) + log s + log(2 pi) / 2] with the mean p = sigmoid(logit), which lies where pixels do, and
+    one standard deviation s (Kingma and Welling 2013, arXiv:1312.6114, appendix C.2; one s for all pixels, learnt with
+    the weights: Rybkin et al. 2021, arXiv:2006.13202, section 3). The logarithm of a density: it may be negative.
 
     Args:
         logits: (N, ...), unbounded.
