@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Normal
 
 from utils.cvae import LABEL_TO, ConditionalVAE, elbo_terms, guide_loss
 from utils.losses import bernoulli_loss, kl_loss
@@ -103,6 +104,25 @@ def test_the_terms_are_the_losses_averaged_over_images():
     assert terms["negative_elbo"] == terms["reconstruction"] + terms["kl"]
 
 
+def test_a_gaussian_model_learns_colours_and_how_far_off_it_is():
+    torch.manual_seed(0)
+    colours, labels = torch.rand(8, 3, 1, 1) * 0.6 + 0.2, torch.arange(8)
+    model = ConditionalVAE((3, 8, 8), CLASSES, LATENT, 4, 1, "both", "gaussian")
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(300):
+        images = (colours + 0.05 * torch.randn(8, 3, 8, 8)).clamp(0, 1)  # noise that no code can tell
+        terms = elbo_terms(model, images, labels)
+        optimiser.zero_grad()
+        terms["negative_elbo"].backward()
+        optimiser.step()
+    assert model.log_deviation.exp().item() == pytest.approx(0.05, rel=0.2)
+    with torch.inference_mode():
+        logits, _, _ = model(images, labels)
+    assert (logits.sigmoid() - colours).abs().mean() < 0.03
+    expected = -Normal(logits.sigmoid(), model.log_deviation.exp()).log_prob(images).flatten(1).sum(1)
+    torch.testing.assert_close(model.reconstruction_loss(logits, images), expected)
+
+
 def test_the_guide_moves_the_model_and_not_itself():
     model, (images, labels) = build(), sample()
     guide = nn.Sequential(nn.Flatten(), nn.Linear(784, CLASSES)).requires_grad_(False)
@@ -158,6 +178,7 @@ def test_codes_of_another_size_are_refused():
     ("changed", "message"),
     [
         ({"label_to": "nobody"}, "label_to='nobody': choose from"),
+        ({"likelihood": "poisson"}, "likelihood='poisson': choose from"),
         ({"depth": 3}, "images of 28 x 28 cannot be halved 3 times"),
         ({"latent_size": 0}, "must be seven positive integers"),
         ({"image_shape": (28, 28)}, "must be seven positive integers"),

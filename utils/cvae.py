@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.losses import bernoulli_loss, kl_loss
+from utils.losses import bernoulli_loss, gaussian_loss, kl_loss
 
 LABEL_TO = ("encoder", "decoder", "both")
+LIKELIHOODS = ("bernoulli", "gaussian")
 EMBEDDING, HIDDEN = 16, 256  # sizes of the embedded label and of the hidden layer on each side of the code
 
 
@@ -42,9 +43,11 @@ class ConditionalVAE(nn.Module):
         base_channels: channels after the first convolution; each further one doubles them.
         depth: how many times the sides are halved.
         label_to: "encoder", "decoder" or "both", which is told the label.
+        likelihood: of a pixel: "bernoulli" for black and white, "gaussian" with a learnt deviation for colours.
 
     Raises:
-        ValueError: for an unknown `label_to`, or sizes that are not positive integers or cannot be halved so often.
+        ValueError: for an unknown `label_to` or `likelihood`, or sizes that are not positive integers or cannot be
+            halved so often.
     """
 
     def __init__(
@@ -55,11 +58,14 @@ class ConditionalVAE(nn.Module):
         base_channels: int,
         depth: int,
         label_to: str,
+        likelihood: str = "bernoulli",
     ):
         super().__init__()
         sizes = (*image_shape, classes, latent_size, base_channels, depth)
         if label_to not in LABEL_TO:
             raise ValueError(f"label_to={label_to!r}: choose from {LABEL_TO}")
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood={likelihood!r}: choose from {LIKELIHOODS}")
         if len(sizes) != 7 or not all(isinstance(size, int) and size > 0 for size in sizes):
             names = "channels, height, width, classes, latent_size, base_channels, depth"
             raise ValueError(f"{names} = {sizes}: must be seven positive integers")
@@ -76,6 +82,8 @@ class ConditionalVAE(nn.Module):
         self.to_code = perceptron(prod(deepest) + EMBEDDING * self.encoder_told, 2 * latent_size)
         self.from_code = perceptron(latent_size + EMBEDDING * self.decoder_told, prod(deepest))
         self.decoder = nn.Sequential(nn.Unflatten(1, deepest), *(double(*pair) for pair in pairwise(widths[::-1])))
+        gaussian = likelihood == "gaussian"
+        self.log_deviation = nn.Parameter(torch.tensor(-1.5)) if gaussian else None  # about that of a picture's pixels
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode, draw a code, decode, all with the same labels.
@@ -114,6 +122,12 @@ class ConditionalVAE(nn.Module):
             codes = torch.cat([codes, self.embed(labels, len(codes))], dim=1)
         return self.decoder(self.from_code(codes))
 
+    def reconstruction_loss(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Minus the log-likelihood of images (N, C, H, W), given the decoder's logits: nats per image, (N,)."""
+        if self.log_deviation is None:
+            return bernoulli_loss(logits, images)
+        return gaussian_loss(logits, images, self.log_deviation)
+
     def embed(self, labels: Tensor, count: int) -> Tensor:
         """The one-hot vector of each label (count, classes), through the embedding layer: (count, EMBEDDING)."""
         if labels.dtype != torch.int64 or labels.shape != (count,):
@@ -137,7 +151,7 @@ def elbo_terms(model: ConditionalVAE, images: Tensor, labels: Tensor) -> dict[st
     Kingma and Welling 2013 (arXiv:1312.6114), equation 10 with one draw; arguments and errors as in `forward`.
     """
     logits, mean, log_variance = model(images, labels)
-    reconstruction, kl = bernoulli_loss(logits, images).mean(), kl_loss(mean, log_variance).mean()
+    reconstruction, kl = model.reconstruction_loss(logits, images).mean(), kl_loss(mean, log_variance).mean()
     return {"reconstruction": reconstruction, "kl": kl, "negative_elbo": reconstruction + kl}
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from utils.cvae import ConditionalVAE
 from utils.judge import read
 from utils.labelled import CLASSES
-from utils.losses import bernoulli_loss, kl_loss
+from utils.losses import kl_loss
 
 CANDIDATES = 100  # among so many a source has to be found again
 BATCH = 500
@@ -53,7 +53,7 @@ def evidence(model: ConditionalVAE, images: Tensor, labels: Tensor) -> dict[str,
     parts = []
     for some, theirs in zip(images.split(BATCH), labels.split(BATCH)):
         logits, mean, log_variance = model(some, theirs)
-        parts.append(torch.stack([bernoulli_loss(logits, some), kl_loss(mean, log_variance)]))
+        parts.append(torch.stack([model.reconstruction_loss(logits, some), kl_loss(mean, log_variance)]))
     reconstruction, kl = torch.cat(parts, dim=1).double().mean(1).tolist()
     return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
