@@ -161,6 +161,13 @@ def test_the_loss_is_told_the_step_also_when_a_training_goes_on(tmp_path):
     assert seen == [*range(17), "here the epoch starts again", *range(15, 30)]
 
 
+def test_long_gradients_are_scaled_down(tmp_path):
+    for steepest in (1e-3, torch.inf):
+        model, _ = train(tmp_path / f"{steepest}.pt", steepest=steepest)
+        length = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
+        assert (length <= 1.001e-3) == (steepest == 1e-3)
+
+
 def test_too_short_for_a_cycle(tmp_path):
     with pytest.raises(ValueError, match="1 epochs of 5 batches: a one-cycle schedule needs 10 steps or more"):
         train(tmp_path / "line.pt", epochs=1)

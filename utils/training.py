@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -70,6 +71,7 @@ def fit(
     checkpoint: Path,
     settings: dict[str, Any],
     label: str = "",
+    steepest: float = inf,
 ) -> Training:
     """Train with AdamW (Loshchilov and Hutter 2019) on a one-cycle schedule (Smith 2018); keep the best weights.
 
@@ -89,6 +91,8 @@ def fit(
         settings: what defines this training (variant, seed, sizes, ...): numbers, strings or lists. A checkpoint with
             others is refused.
         label: name on the progress bar.
+        steepest: longest gradient, all parameters together; a longer one is scaled down to it (Pascanu et al. 2013,
+            arXiv:1211.5063, algorithm 1).
 
     Raises:
         ValueError: if there are too few steps for a cycle.
@@ -105,7 +109,8 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=learning_rate, total_steps=epochs * len(batches), pct_start=0.2
     )
-    settings = {**settings, "epochs": epochs, "learning_rate": learning_rate, "weight_decay": weight_decay}
+    recipe = {"epochs": epochs, "learning_rate": learning_rate, "weight_decay": weight_decay, "steepest": steepest}
+    settings = {**settings, **recipe}
     state = {"settings": settings, "history": [], "seconds": [], "best_epoch": -1, "best_model": {}}
     if checkpoint.exists():
         state = matching(load_tensors(checkpoint), settings, checkpoint)
@@ -118,7 +123,7 @@ def fit(
         for epoch in range(done, epochs):
             start = time.perf_counter()
             steps = enumerate(batches.epoch(epoch), start=epoch * len(batches))
-            row = train_epoch(model, steps, loss, optimiser, schedule, bar, where(epoch, checkpoint))
+            row = train_epoch(model, steps, loss, optimiser, schedule, steepest, bar, where(epoch, checkpoint))
             model.eval()
             row.update(score(model))
             record(state, row, time.perf_counter() - start, model)
@@ -134,7 +139,7 @@ def fit(
     return Training(state["history"], state["seconds"], state["best_epoch"])
 
 
-def train_epoch(model, steps, loss, optimiser, schedule, bar, place: str) -> dict[str, float]:
+def train_epoch(model, steps, loss, optimiser, schedule, steepest: float, bar, place: str) -> dict[str, float]:
     """One pass; the mean of every logged number, and the learning rate at the end."""
     device = next(model.parameters()).device
     precision = best_precision(device)
@@ -146,6 +151,8 @@ def train_epoch(model, steps, loss, optimiser, schedule, bar, place: str) -> dic
             parts = loss(model, batch, step)
         optimiser.zero_grad(set_to_none=True)
         parts["loss"].backward()
+        if steepest < inf:
+            nn.utils.clip_grad_norm_(model.parameters(), steepest)
         optimiser.step()
         schedule.step()
         totals = {name: totals.get(name, 0) + value.detach() for name, value in parts.items()}  # no wait for the GPU
