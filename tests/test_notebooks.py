@@ -1,6 +1,7 @@
 """The notebooks: run with the quick values, judged by what they wrote, run again, and the same numbers come out."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -13,8 +14,8 @@ import pytest
 from utils import report, run
 
 ROOT = Path(__file__).parent.parent
-UNET, MNIST = "01_unet_segmentation.ipynb", "02_conditional_vae_mnist.ipynb"
-RUN_DIRS = {UNET: "unet", MNIST: "cvae_mnist"}  # of the quick runs
+UNET, MNIST, CIFAR10 = run.QUICK  # in their order
+RUN_DIRS = {UNET: "unet", MNIST: "cvae_mnist", CIFAR10: "cvae_cifar10"}  # of the quick runs
 RESULTS = {part: json.loads((ROOT / "Results" / f"{part}.json").read_text(encoding="utf-8")) for part in report.PARTS}
 
 
@@ -76,7 +77,21 @@ def test_the_conditional_vaes_tables_and_figures_are_there_and_say_stand_in(quic
         assert (folder / name).stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(("notebook", "count"), [(UNET, 3), (MNIST, 6)])
+def test_the_label_becomes_visible_on_pictures(quick):
+    results = json.loads((quick / "cvae_cifar10" / "results" / "cvae_cifar10.json").read_text())
+    plain, faithful = results["models"]["plain"], results["models"]["faithful"]
+    assert faithful["wrong_label_agreement"] > plain["wrong_label_agreement"] + 0.1
+    assert plain["psnr"] > 12
+    assert min(plain["style_retention"], faithful["style_retention"]) > 0.3
+    for model in (plain, faithful):
+        assert model["bits_per_dim"] == pytest.approx(model["negative_elbo"] / (3072 * math.log(2)) + 8)
+    text, pictures = outputs(quick / CIFAR10)
+    assert next(iter(report.cvae_tables(results).values())) in text
+    assert "*** STAND-IN DATA" in text
+    assert pictures == 9
+
+
+@pytest.mark.parametrize(("notebook", "count"), [(UNET, 3), (MNIST, 6), (CIFAR10, 5)])
 def test_a_second_run_gives_the_same_numbers(quick, notebook, count):
     shutil.rmtree(quick / RUN_DIRS[notebook])  # or it would only load the first run's checkpoints
     path = quick / notebook
@@ -138,14 +153,14 @@ def test_readme_shows_the_tables_of_results(part):
     assert (ROOT / "Results" / f"{part}.md").read_text(encoding="utf-8") == report.as_page(tables)
 
 
-@pytest.mark.parametrize(("notebook", "part"), list(zip((UNET, MNIST), report.PARTS)))
+@pytest.mark.parametrize(("notebook", "part"), list(zip(run.QUICK, report.PARTS)))
 def test_the_published_notebook_shows_the_published_numbers(notebook, part):
     text, _ = outputs(ROOT / notebook)
     assert next(iter(report.PARTS[part](RESULTS[part]).values())) in text
-    assert RESULTS[part]["data"] in ("oxford-iiit-pet", "mnist")
+    assert RESULTS[part]["data"] in ("oxford-iiit-pet", "mnist", "cifar10")
 
 
-@pytest.mark.parametrize(("notebook", "part"), list(zip((UNET, MNIST), report.PARTS)))
+@pytest.mark.parametrize(("notebook", "part"), list(zip(run.QUICK, report.PARTS)))
 def test_the_published_parameters_are_the_notebooks(notebook, part):
     cells = nbformat.read(ROOT / notebook, as_version=4).cells
     source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))

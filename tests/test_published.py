@@ -9,16 +9,17 @@ import torch
 
 from utils.cvae import ConditionalVAE
 from utils.data import load_pets
-from utils.judge import accuracy, build_guide, build_judge
-from utils.labelled import load_digits, to_unit
+from utils.judge import accuracy, build_guide, build_judge, build_picture_guide, build_picture_judge
+from utils.labelled import load_digits, load_pictures, to_unit
 from utils.metrics import baselines, predict, segmentation_scores
 from utils.storage import load_tensors
 from utils.unet import DOWN, UP, UNet
-from utils.wrong_labels import evidence, obedience
+from utils.wrong_labels import colour, evidence, obedience
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("DATA_DIR", ROOT / "data"))
-UNETS, CVAES = (json.loads((ROOT / "Results" / f"{part}.json").read_text("utf-8")) for part in ("unet", "cvae_mnist"))
+PARTS = ("unet", "cvae_mnist", "cvae_cifar10")
+UNETS, CVAES, COLOURED = (json.loads((ROOT / "Results" / f"{part}.json").read_text("utf-8")) for part in PARTS)
 KINDS = {short: kind for kind, short in (DOWN | UP).items()}  # "MP": "maxpool", ...
 
 
@@ -90,3 +91,40 @@ def test_published_vaes_answer_a_wrong_label_as_published(digits, name):
     measured = obedience(model, judge, images[:500], labels[:500], {})
     for measure in ("wrong_label_agreement", "swap_agreement", "own_label_agreement"):
         assert measured[measure] == pytest.approx(published[measure], abs=0.06)
+
+
+# --- Part 2b ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    if not (DATA / "cifar10").exists():
+        pytest.skip("needs CIFAR-10")
+    return load_pictures("cifar10", DATA)
+
+
+def test_the_official_splits_of_cifar10(pictures):
+    assert [len(split.labels) for split in pictures[2:]] == [45_000, 5_000, 10_000]
+    assert pictures.test.labels.bincount().tolist() == [1_000] * 10
+
+
+@pytest.mark.parametrize(("name", "build"), [("judge", build_picture_judge), ("guide", build_picture_guide)])
+def test_published_classifiers_read_pictures_as_published(pictures, name, build):
+    classifier = load_published(build(10), f"cvae_cifar10_{name}")
+    some = pictures.test.images[::5], pictures.test.labels[::5]
+    assert accuracy(classifier, *some) == pytest.approx(COLOURED[f"{name}_accuracy"], abs=0.03)
+
+
+@pytest.mark.parametrize(("name", "label_to"), [("plain", "both"), ("faithful", "decoder")])
+def test_published_vaes_of_pictures_answer_a_wrong_label_as_published(pictures, name, label_to):
+    """On 200 test images."""
+    recipe, published = COLOURED["recipe"], COLOURED["models"][name]
+    sizes = recipe["latent_size"], recipe["base_channels"], 3
+    model = load_published(ConditionalVAE((3, 32, 32), 10, *sizes, label_to, "gaussian"), f"cvae_cifar10_{name}")
+    judge = load_published(build_picture_judge(10), "cvae_cifar10_judge")
+    images, labels = to_unit(pictures.test.images[::50]), pictures.test.labels[::50]
+    torch.manual_seed(1)
+    assert evidence(model, images, labels)["negative_elbo"] == pytest.approx(published["negative_elbo"], rel=0.05)
+    measured = obedience(model, judge, images, labels, {"colour": colour})
+    for measure in ("wrong_label_agreement", "own_label_agreement", "style_retention", "colour_kept"):
+        assert measured[measure] == pytest.approx(published[measure], abs=0.12)

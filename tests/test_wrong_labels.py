@@ -1,5 +1,7 @@
 """The measures, on models whose right answer is known: one that copies, one that forgets, one that obeys."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from torch.nn import functional as F
 from utils.cvae import ConditionalVAE
 from utils.losses import bernoulli_loss, kl_loss
 from utils.wrong_labels import (
+    bits_per_dimension,
+    colour,
     decode,
     draw_wrong,
     encode,
@@ -18,6 +22,7 @@ from utils.wrong_labels import (
     found_again,
     leakage,
     obedience,
+    peak_signal_to_noise,
     rank_correlation,
     slant,
     telling_plane,
@@ -194,3 +199,49 @@ def test_rank_correlation_against_scipy():
     other = one + torch.randn(500)
     assert rank_correlation(one, other).item() == pytest.approx(spearmanr(one, other).statistic)
     assert rank_correlation(one, -(one**3)).item() == pytest.approx(-1)
+
+
+# --- Qualities of a picture -------------------------------------------------------------------------------------------
+
+
+def test_colour_by_hand_and_kept_by_each_channel():
+    image = torch.stack([torch.full((2, 2), 0.1), torch.eye(2), torch.ones(2, 2)])[None]
+    assert colour(image).tolist() == [pytest.approx([0.1, 0.5, 1])]
+
+
+def test_a_quality_of_several_numbers_is_the_mean_of_their_correlations():
+    def two(images):
+        return torch.stack([brightness(images), -brightness(images)], dim=1)
+
+    images, labels = images_and_labels()
+    one = obedience(Fake(True, True), FirstRow(), images, labels, {"brightness": brightness})["brightness_kept"]
+    both = obedience(Fake(True, True), FirstRow(), images, labels, {"brightness": two})["brightness_kept"]
+    assert both == pytest.approx(one, abs=1e-3)
+
+
+def test_the_guides_reading_is_told_apart():
+    class Contrary(FirstRow):
+        """Reads the next class."""
+
+        def forward(self, images):
+            return super().forward(images).roll(1, dims=1)
+
+    images, labels = images_and_labels()
+    measured = obedience(Fake(True, True), FirstRow(), images, labels, {}, guide=Contrary())
+    assert measured["wrong_label_agreement"] == 1
+    assert measured["guide_agreement"] == 0
+
+
+def test_psnr_by_hand_and_in_the_mean_of_each_image():
+    sources = torch.zeros(2, 3, 4, 4)
+    outputs = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)])
+    assert peak_signal_to_noise(sources, outputs).tolist() == pytest.approx([20, 40], rel=1e-4)
+
+
+def test_bits_per_dimension_against_a_gaussian_cut_into_256_levels():
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    gaussian = torch.distributions.Normal(torch.tensor(0.5, dtype=torch.float64), 0.07)
+    share = gaussian.cdf(levels + 1 / 512) - gaussian.cdf(levels - 1 / 512)
+    entropy = -torch.special.xlogy(share, share).sum() / share.sum() / math.log(2)
+    nats = 0.5 * math.log(2 * math.pi * math.e * 0.07**2)  # minus the expected log-density of one number
+    assert bits_per_dimension(3 * nats, (3, 1, 1)) == pytest.approx(entropy.item(), abs=0.01)

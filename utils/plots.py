@@ -181,26 +181,35 @@ def plot_image_table(images: Tensor, rows: Sequence[str], columns: Sequence[str]
 
 
 def plot_wrong_labels(
-    sources: Tensor, outputs: Tensor, true: Tensor, sent: Tensor, read: Tensor, title: str, source: str
+    sources: Tensor,
+    outputs: Tensor,
+    true: Tensor,
+    sent: Tensor,
+    read: Tensor,
+    names: Sequence[str],
+    title: str,
+    source: str,
 ) -> Figure:
     """25 tiles: a source, what the model made of it, and the labels; a blue frame and a tick where it obeyed.
 
     Args:
         sources, outputs: float (25, C, H, W) in 0..1.
         true, sent, read: int64 (25,): the true class, the label sent, what the judge reads off the output.
+        names: of the classes.
         title: what the tiles show.
         source: of the data.
     """
     figure, axes = plt.subplots(5, 5, figsize=(12, 10))
-    figure.subplots_adjust(0.085, 0.01, 0.99, 0.89, wspace=0.65, hspace=0.25)  # much faster than a layout engine
-    labels = (part.tolist() for part in (true, sent, read))
+    space, gap = ("\n", 0.45) if max(map(len, names)) > 1 else (", ", 0.25)
+    figure.subplots_adjust(0.085, 0.01, 0.99, 0.89, wspace=0.65, hspace=gap)  # much faster than a layout engine
+    labels = ([names[label] for label in part.tolist()] for part in (true, sent, read))
     for ax, image, output, truth, asked, reading in zip(axes.flat, sources, outputs, *labels):
         obeyed = asked == reading
         show_unit(ax, output)
         inset = ax.inset_axes((-0.54, 0.5, 0.5, 0.5))
         show_unit(inset, image)
         inset.set_title(f"true {truth}", fontsize=12, pad=2)
-        ax.set_title(f"sent {asked}, reads {reading} {'✓' if obeyed else '✗'}", fontsize=12, color=OBEYED[obeyed])
+        ax.set_title(f"sent {asked}{space}reads {reading} {'✓' if obeyed else '✗'}", fontsize=12, color=OBEYED[obeyed])
         for spine in ax.spines.values():
             spine.set(color=OBEYED[obeyed], linewidth=3, linestyle="-" if obeyed else ":")
         for each in (ax, inset):
@@ -219,10 +228,38 @@ def plot_elbo_curves(histories: dict[str, list[dict]], source: str) -> Figure:
             ax.plot(epochs, [row[f"validation_{key}"] for row in history], color=colour, linewidth=2, label=model)
             ax.plot(epochs, [row[key] for row in history], color=colour, linestyle=":")
         last = [row[f"validation_{key}"] for history in histories.values() for row in history[len(history) // 4 :]]
-        ax.set(title=name, xlabel="epoch", ylabel="nats per image", ylim=(0.97 * min(last), 1.05 * max(last)))
+        ax.set(
+            title=name,
+            xlabel="epoch",
+            ylabel="nats per image",
+            ylim=(min(last) - 0.03 * abs(min(last)), max(last) + 0.05 * abs(max(last))),
+        )
         ax.grid(alpha=0.3)
     axes[0].legend()
     return titled(figure, "Training (dotted) and validation (solid)", source)
+
+
+def plot_trade_off(points: dict[str, tuple[float, float]], curve: Sequence[str], source: str) -> Figure:
+    """Agreement with the label sent over the quality of reconstruction; the models named in `curve` are joined.
+
+    Args:
+        points: for each model, its PSNR in dB and its agreement in 0..1.
+        curve: names of points that differ in one weight, in its order.
+        source: of the data.
+    """
+    figure, ax = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    ax.plot(*zip(*(points[name] for name in curve)), color=COLOURS[0], linewidth=2)
+    for name, point in points.items():
+        ax.plot(*point, "o", color=COLOURS[0] if name in curve else COLOURS[5], markersize=8)
+        ax.annotate(name, point, xytext=(8, 4), textcoords="offset points", fontsize=12)
+    ax.set(
+        xlabel="PSNR of reconstructions with the right label, dB",
+        ylabel="reads as the wrong label sent",
+        ylim=(0, 1.05),
+    )
+    ax.margins(x=0.2)
+    ax.grid(alpha=0.3)
+    return titled(figure, "What obedience costs", source)
 
 
 def plot_codes(codes: dict[str, Tensor], labels: Tensor, source: str) -> Figure:

@@ -20,19 +20,23 @@ SCORES = {
 BASELINES = {"all_foreground": "all foreground", "mean_mask": "mean training mask"}
 MEASURES = {
     "wrong_label_agreement": "reads as the label sent",
+    "guide_agreement": "the guide reads the label sent",
     "true_class_kept": "still reads as the true class",
     "swap_agreement": "swap: reads as the label sent",
     "own_label_agreement": "right label: reads as it",
     "style_retention": "source found among 100",
     "thickness_kept": "thickness kept",
     "slant_kept": "slant kept",
+    "colour_kept": "colour kept",
     "leakage": "class read off the code",
     "negative_elbo": "−ELBO",
     "reconstruction": "reconstruction",
     "kl": "KL",
+    "bits_per_dim": "bits per dimension",
+    "psnr": "PSNR",
 }
 NATS = ("negative_elbo", "reconstruction", "kl")
-CORRELATIONS = ("thickness_kept", "slant_kept")
+DECIMALS = ("thickness_kept", "slant_kept", "colour_kept", "bits_per_dim")
 DECODERS = {"Tr": "transposed convolution", "Ups": "bilinear upsampling"}
 
 
@@ -95,7 +99,9 @@ def measure(name: str, value: float) -> str:
     """One measure with its unit."""
     if name in NATS:
         return f"{value:.1f} nats"
-    return f"{value:.2f}" if name in CORRELATIONS else f"{value:.1%}"
+    if name == "psnr":
+        return f"{value:.1f} dB"
+    return f"{value:.2f}" if name in DECIMALS else f"{value:.1%}"
 
 
 def cvae_tables(results: dict) -> dict[str, str]:
@@ -136,7 +142,7 @@ def main() -> None:
         write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
 
 
-PARTS = {"unet": unet_tables, "cvae_mnist": cvae_tables}
+PARTS = {"unet": unet_tables, "cvae_mnist": cvae_tables, "cvae_cifar10": cvae_tables}
 
 
 if __name__ == "__main__":

@@ -33,6 +33,18 @@ QUICK = {  # embedded stand-in data, minutes instead of hours
         "learning_rate": 5e-3,
         "run_dir": "runs/quick/cvae_mnist",
     },
+    "03_conditional_vae_cifar10.ipynb": {
+        "source": "stand-in",
+        "latent_size": 32,
+        "base_channels": 16,
+        "plain_epochs": 3,
+        "epochs": 3,
+        "trial_images": 640,
+        "judge_epochs": 3,
+        "guide_epochs": 3,
+        "warm_up": 50,
+        "run_dir": "runs/quick/cvae_cifar10",
+    },
 }
 
 

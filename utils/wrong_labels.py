@@ -5,6 +5,7 @@ the true label, the decoder the wrong one. A code is the mean of q(z | image, la
 """
 
 from collections.abc import Callable
+from math import log, prod
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,7 @@ def obedience(
     images: Tensor,
     labels: Tensor,
     qualities: dict[str, Callable[[Tensor], Tensor]],
+    guide: nn.Module | None = None,
 ) -> dict[str, float]:
     """Send every image with every label, and measure what comes out.
 
@@ -71,7 +73,8 @@ def obedience(
         model, judge: on the device of the images; the judge gives logits (N, 10).
         images: float (N, C, H, W) in 0..1; N is a multiple of 100.
         labels: int64 (N,), the true ones.
-        qualities: by name, a function of images (N, C, H, W) that gives one number each, (N,).
+        qualities: by name, a function of images (N, C, H, W) that gives one number or more for each, (N,) or (N, K).
+        guide: the classifier that took part in training, if any: what it reads is told apart as `guide_agreement`.
 
     Returns:
         Shares in 0..1 over the 9 N wrong pairs: `wrong_label_agreement` (literal: the judge reads the label sent),
@@ -97,8 +100,11 @@ def obedience(
             "own_label_agreement": (readings == label)[~wrong],
             "style_retention": found[wrong],
         }
+        if guide is not None:
+            rows["guide_agreement"] = (read(guide, outputs) == label)[wrong]
         for name, quality in qualities.items():
-            rows[f"{name}_kept"] = rank_correlation(quality(images[wrong]), quality(outputs[wrong]))[None]
+            pairs = zip(*(quality(some[wrong]).view(len(labels[wrong]), -1).T for some in (images, outputs)))
+            rows[f"{name}_kept"] = torch.stack([rank_correlation(*pair) for pair in pairs])
         for name, row in rows.items():
             shares.setdefault(name, []).append(row.double())
     return {name: torch.cat(rows).mean().item() for name, rows in shares.items()}
@@ -174,6 +180,31 @@ def slant(images: Tensor) -> Tensor:
     y = rows[:, None] - (ink.sum(2) @ rows)[:, None, None]  # (N, H, 1), from the centre of the ink
     x = columns - (ink.sum(1) @ columns)[:, None, None]  # (N, 1, W)
     return -(ink * x * y).sum((1, 2)) / (ink * y**2).sum((1, 2)).clamp(min=1e-6)
+
+
+# --- Qualities of a picture -------------------------------------------------------------------------------------------
+
+
+def colour(images: Tensor) -> Tensor:
+    """Mean of each channel, (N, C) in 0..1, of float images (N, C, H, W) in 0..1."""
+    return images.mean((2, 3))
+
+
+def peak_signal_to_noise(sources: Tensor, outputs: Tensor) -> Tensor:
+    """PSNR of each output in dB, (N,): -10 log10 of its mean squared error, of float images (N, C, H, W) in 0..1."""
+    return -10 * (outputs - sources).square().flatten(1).mean(1).log10()
+
+
+def bits_per_dimension(nats: float, image_shape: tuple[int, ...]) -> float:
+    """Bits for each of the C * H * W values of an image, each rounded to one of 256 levels in 0..1.
+
+    From minus a log-density in nats per image: nats / (C H W log 2) + log2(256), since the density is taken to be the
+    same all over one level, 1/256 wide (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
+    """
+    return nats / (prod(image_shape) * log(2)) + 8
+
+
+# --- Statistics -------------------------------------------------------------------------------------------------------
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
