@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.faithful import Discriminator, Lookalikes, adversarial_loss, layout
-from utils.labelled import LabelledSplit
+from utils.cvae import ConditionalVAE, elbo_terms
+from utils.faithful import Discriminator, Lookalikes, adversarial_loss, faithful_loss, layout
+from utils.labelled import LabelledSplit, to_unit
 
 
 def same(images):
@@ -96,3 +97,66 @@ def test_layout_by_hand():
     image[..., :8, 8:] = 255
     image[..., 8:, :4] = 51
     assert layout(image).tolist() == [pytest.approx([0, 1, 0.1, 0])]
+
+
+NONE = {"guide": 0.0, "adversary": 0.0, "lookalike": 0.0}
+
+
+def setting():
+    """Two small networks, a guide, and a batch of 16 pictures among which lookalikes are found."""
+    torch.manual_seed(0)
+    vae = ConditionalVAE((3, 32, 32), 10, 4, 4, 3, "decoder", "gaussian")
+    models = nn.ModuleDict({"vae": vae, "discriminator": Discriminator(3, 4)})
+    guide = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).requires_grad_(False)
+    batch = LabelledSplit(torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), torch.arange(16) % 10)
+    return models, guide, Lookalikes(batch), batch
+
+
+def loss_of(weights, rise=1.0):
+    models, guide, lookalikes, batch = setting()
+    torch.manual_seed(1)
+    return models, faithful_loss(models, guide, lookalikes, batch, weights, rise, noise=0.1)
+
+
+def test_without_further_terms_it_is_the_evidence_lower_bound():
+    models, _, _, batch = setting()
+    torch.manual_seed(1)
+    expected = elbo_terms(models["vae"], to_unit(batch.images), batch.labels)
+    _, terms = loss_of(NONE)
+    assert terms["loss"] == expected["negative_elbo"]
+    assert set(terms) == {"loss", *expected}
+    _, terms = loss_of(NONE, rise=0.25)
+    assert terms["loss"].item() == pytest.approx((expected["reconstruction"] + 0.25 * expected["kl"]).item())
+
+
+@pytest.mark.parametrize(("name", "term"), [("guide", "guide"), ("lookalike", "lookalike")])
+def test_a_term_counts_by_its_weight(name, term):
+    _, terms = loss_of(NONE | {name: 3.0}, rise=0.5)
+    expected = terms["reconstruction"] + 0.5 * terms["kl"] + 1.5 * terms[term]
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_adversary_trains_the_discriminator_and_moves_the_decoder():
+    decoders = []
+    for weight in (1e-6, 1e6):
+        models, terms = loss_of(NONE | {"adversary": weight})
+        terms["loss"].backward()
+        assert all(parameter.grad.any() for parameter in models["discriminator"].parameters())
+        decoders.append(models["vae"].from_code[0].weight.grad)
+    assert not torch.allclose(*decoders, rtol=0.01)
+
+
+def test_only_wrong_labels_have_lookalikes_and_the_guide_reads_right_ones_too():
+    models, guide, lookalikes, batch = setting()
+    asked, read = [], []
+    lookalikes.find = lambda images, labels: asked.append((images, labels)) or images
+
+    def guided(images):
+        read.append(len(images))
+        return guide(images)
+
+    faithful_loss(models, guided, lookalikes, batch, NONE | {"guide": 1.0, "lookalike": 1.0}, 1.0, 0.0)
+    images, labels = asked[0]
+    assert torch.equal(images, batch.images[:4])
+    assert not (labels == batch.labels[:4]).any()
+    assert read == [8]

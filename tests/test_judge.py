@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from utils.judge import accuracy, build_guide, build_judge, classifier_loss, read
+from utils.judge import (
+    Mirrored,
+    accuracy,
+    build_guide,
+    build_judge,
+    build_picture_guide,
+    build_picture_judge,
+    classifier_loss,
+    moved,
+    read,
+    with_noise,
+)
 from utils.labelled import LabelledBatches, digit_augmentation, load_digits, to_unit
 from utils.training import fit
 
@@ -48,3 +59,49 @@ def test_loss_by_hand():
     torch.nn.init.zeros_(judge[1].bias)
     loss = classifier_loss(judge, (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([3, 4])), step=0)["loss"]
     torch.testing.assert_close(loss, torch.tensor(10.0).log())
+
+
+def test_classifiers_of_pictures_have_the_right_shapes_and_differ():
+    for build in (build_picture_judge, build_picture_guide):
+        assert build(10)(torch.rand(3, 3, 32, 32)).shape == (3, 10)
+    assert any(isinstance(layer, torch.nn.MaxPool2d) for layer in build_picture_judge(10))
+    assert not any(isinstance(layer, torch.nn.MaxPool2d) for layer in build_picture_guide(10))
+
+
+def test_the_mirror_image_counts_once_training_is_over():
+    torch.manual_seed(0)
+    classifier = Mirrored(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    images = torch.rand(4, 3, 2, 2)
+    plain = torch.nn.Sequential(*classifier)
+    assert torch.equal(classifier.train()(images), plain(images))
+    torch.testing.assert_close(classifier.eval()(images), plain(images) + plain(images.flip(3)))
+
+
+def test_noise_has_the_strength_asked_for_and_differs_from_image_to_image():
+    torch.manual_seed(0)
+    added = with_noise(torch.zeros(2_000, 3, 8, 8), 0.2).flatten(1).std(1)
+    assert added.max() < 0.25
+    assert added.min() < 0.01
+    assert added.mean().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_moved_images_are_shifted_and_mirrored_together():
+    image = torch.arange(48.0).view(1, 3, 4, 4)
+    views = [view.roll((down, right), (2, 3)) for down in (-1, 0, 1) for right in (-1, 0, 1) for view in [image]]
+    views += [view.flip(3) for view in views]
+    seen = set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        pair = moved(image.expand(2, -1, -1, -1), 1)
+        assert torch.equal(pair[0], pair[1])
+        seen.add(next(i for i, view in enumerate(views) if torch.equal(pair[:1], view)))
+    assert len(seen) > 12
+
+
+def test_smoothing_and_noise_by_hand():
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 10))
+    batch = torch.randint(0, 256, (3, 1, 2, 2), dtype=torch.uint8), torch.tensor([1, 5, 9])
+    log_shares = classifier(batch[0] / 255).log_softmax(1)
+    by_hand = -(0.9 * log_shares[range(3), batch[1]] + 0.1 * log_shares.mean(1)).mean()
+    torch.testing.assert_close(classifier_loss(classifier, batch, 0, smoothing=0.1)["loss"], by_hand)
+    assert classifier_loss(classifier, batch, 0, noise=0.5)["loss"] != classifier_loss(classifier, batch, 0)["loss"]
