@@ -200,7 +200,8 @@ def plot_wrong_labels(
         source: of the data.
     """
     figure, axes = plt.subplots(5, 5, figsize=(12, 10))
-    space, gap = ("\n", 0.45) if max(map(len, names)) > 1 else (", ", 0.25)
+    words = max(map(len, names)) > 1  # which need two lines, and the space below the source
+    space, gap = ("\n", 0.45) if words else (", ", 0.25)
     figure.subplots_adjust(0.085, 0.01, 0.99, 0.89, wspace=0.65, hspace=gap)  # much faster than a layout engine
     labels = ([names[label] for label in part.tolist()] for part in (true, sent, read))
     for ax, image, output, truth, asked, reading in zip(axes.flat, sources, outputs, *labels):
@@ -208,7 +209,10 @@ def plot_wrong_labels(
         show_unit(ax, output)
         inset = ax.inset_axes((-0.54, 0.5, 0.5, 0.5))
         show_unit(inset, image)
-        inset.set_title(f"true {truth}", fontsize=12, pad=2)
+        if words:
+            inset.set_xlabel(f"true\n{truth}", fontsize=10, labelpad=2)
+        else:
+            inset.set_title(f"true {truth}", fontsize=12, pad=2)
         ax.set_title(f"sent {asked}{space}reads {reading} {'✓' if obeyed else '✗'}", fontsize=12, color=OBEYED[obeyed])
         for spine in ax.spines.values():
             spine.set(color=OBEYED[obeyed], linewidth=3, linestyle="-" if obeyed else ":")
