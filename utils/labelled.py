@@ -78,7 +78,9 @@ def load_pictures(source: str, data_dir: Path) -> LabelledImages:
         return LabelledImages(source, standins.SHAPES, *(drawn(standins.shapes, name) for name in STANDIN_SIZES))
     root = Path(data_dir) / "cifar10"
     if root.exists():
-        return hold_out(source, CIFAR10_CLASSES, decoded(root, "train"), decoded(root, "test"))
+        test = decoded(root, "test")  # class by class: shuffled, so that any part of it holds all classes
+        order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        return hold_out(source, CIFAR10_CLASSES, decoded(root, "train"), take(test, order))
     what = "Put the pictures into cifar10/{train,test}/<class>/, set DATA_DIR to where that is"
     official = download(lambda: [CIFAR10(data_dir, train, download=True) for train in (True, False)], root, what)
     return hold_out(source, CIFAR10_CLASSES, *(unpickled(part) for part in official))
