@@ -134,13 +134,13 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
         train(checkpoint)
 
 
-def test_divergence_names_the_epoch_and_keeps_the_last_good_checkpoint(tmp_path):
-    factors = iter([1.0] * 10 + [float("nan")] * 5)  # of two good epochs, and one that is not
+def test_divergence_names_step_and_epoch_and_keeps_the_last_good_checkpoint(tmp_path):
+    factors = iter([1.0] * 12 + [float("nan")] * 3)  # two good epochs of five steps, and one that ends badly
 
     def loss(model, batch, step):
         return {"loss": squared_error(model, batch, step)["loss"] * next(factors)}
 
-    with pytest.raises(DivergedError, match=r"became nan in epoch 3; the last good checkpoint is .*line.pt"):
+    with pytest.raises(DivergedError, match=r"became nan in step 3 of epoch 3; the last good checkpoint is .*line.pt"):
         train(tmp_path / "line.pt", loss=loss)
     assert len(load_tensors(tmp_path / "line.pt")["history"]) == 2
 

@@ -144,7 +144,7 @@ def train_epoch(model, steps, loss, optimiser, schedule, steepest: float, bar, p
     device = next(model.parameters()).device
     precision = best_precision(device)
     model.train()
-    totals, count = {}, 0
+    totals, losses = {}, []
     for step, batch in steps:
         batch = [tensor.to(device, non_blocking=True) for tensor in batch]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
@@ -156,11 +156,13 @@ def train_epoch(model, steps, loss, optimiser, schedule, steepest: float, bar, p
         optimiser.step()
         schedule.step()
         totals = {name: totals.get(name, 0) + value.detach() for name, value in parts.items()}  # no wait for the GPU
-        count += 1
+        losses.append(parts["loss"].detach())
         bar.update()
-    means = {name: (total / count).item() for name, total in totals.items()}
-    if not torch.isfinite(torch.tensor(means["loss"])):
-        raise DivergedError(f"the loss became {means['loss']} {place}")
+    finite = torch.stack(losses).isfinite().tolist()
+    if not all(finite):
+        first = finite.index(False)
+        raise DivergedError(f"the loss became {losses[first].item()} in step {first + 1} of {place}")
+    means = {name: (total / len(losses)).item() for name, total in totals.items()}
     return means | {"learning_rate": schedule.get_last_lr()[0]}
 
 
@@ -183,7 +185,7 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
 def where(epoch: int, checkpoint: Path) -> str:
     """Time and place of a divergence, for its message."""
     last = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
-    return f"in epoch {epoch + 1}; {last}; lower the learning rate"
+    return f"epoch {epoch + 1}; {last}; lower the learning rate"
 
 
 def record(state: dict, row: dict[str, float], seconds: float, model: nn.Module) -> None:
