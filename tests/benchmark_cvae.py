@@ -25,7 +25,7 @@ from utils.cvae import ConditionalVAE, elbo_terms
 from utils.labelled import LabelledBatches, LabelledSplit, to_unit
 from utils.training import best_device, best_precision
 
-BATCH, COUNT, ROUNDS = 64, 6_400, 5
+BATCH, COUNT, ROUNDS = 128, 6_400, 5
 
 
 def main() -> None:
