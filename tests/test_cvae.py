@@ -76,13 +76,21 @@ def test_gradients_flow_through_the_draw():
     torch.testing.assert_close(log_variance.grad, codes.detach() / 2)  # d(exp(l / 2) noise) = noise / 2, at l = 0
 
 
+def test_without_a_hidden_layer_the_code_is_linear_in_the_features():
+    model = ConditionalVAE((3, 8, 8), CLASSES, LATENT, 4, 2, "both", "gaussian", hidden=0)
+    assert isinstance(model.to_code, nn.Linear)
+    assert isinstance(model.from_code, nn.Linear)
+    logits, mean, _ = model(*sample(5, (3, 8, 8)))
+    assert logits.shape == (5, 3, 8, 8)
+    assert mean.shape == (5, LATENT)
+
+
 def test_a_handful_of_images_is_learnt_by_heart():
-    images, labels = sample(4)
+    model, (images, labels) = build(), sample(4)  # in this order: `build` sets the seed
     images = images.round()
-    model = build()
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(150):
+    for _ in range(200):
         logits, mean, log_variance = model(images, labels)
         losses.append((bernoulli_loss(logits, images) + kl_loss(mean, log_variance)).mean())
         optimiser.zero_grad()
@@ -182,6 +190,7 @@ def test_codes_of_another_size_are_refused():
         ({"depth": 3}, "images of 28 x 28 cannot be halved 3 times"),
         ({"latent_size": 0}, "must be seven positive integers"),
         ({"image_shape": (28, 28)}, "must be seven positive integers"),
+        ({"hidden": -1}, "hidden=-1: must be an integer"),
     ],
 )
 def test_models_that_are_refused(changed, message):

@@ -10,7 +10,7 @@ from matplotlib.colors import same_color
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation
 
-from utils.cvae import EMBEDDING, HIDDEN, LABEL_TO, ConditionalVAE
+from utils.cvae import EMBEDDING, LABEL_TO, ConditionalVAE
 from utils.diagrams import PURPLE, WHITE, draw_autoencoder, draw_conditional_vae, draw_encoder_decoder, draw_unet
 from utils.unet import UNet
 
@@ -52,9 +52,10 @@ def label_arrows(figure):
 @pytest.mark.parametrize("name", SIZES)
 def test_the_shapes_are_those_of_the_model(draw, name):
     (channels, height, width), _, _, base, depth = SIZES[name]
-    lines = written(draw(build(name)))
+    model = build(name)
+    lines = written(draw(model))
     assert lines.count(f"{channels} x {height} x {width}") == 2
-    assert lines.count(str(HIDDEN)) == 2
+    assert lines.count(str(model.to_code[0].out_features)) == 2
     for level in range(depth):
         assert lines.count(str(base * 2**level)) == 2
         assert lines.count(f"{height // 2 ** (level + 1)} x {width // 2 ** (level + 1)}") == 2

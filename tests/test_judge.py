@@ -13,6 +13,7 @@ from utils.judge import (
     classifier_loss,
     moved,
     read,
+    whiten,
     with_noise,
 )
 from utils.labelled import LabelledBatches, digit_augmentation, load_digits, to_unit
@@ -62,10 +63,37 @@ def test_loss_by_hand():
 
 
 def test_classifiers_of_pictures_have_the_right_shapes_and_differ():
-    for build in (build_picture_judge, build_picture_guide):
-        assert build(10)(torch.rand(3, 3, 32, 32)).shape == (3, 10)
-    assert any(isinstance(layer, torch.nn.MaxPool2d) for layer in build_picture_judge(10))
-    assert not any(isinstance(layer, torch.nn.MaxPool2d) for layer in build_picture_guide(10))
+    judge, guide = build_picture_judge(10, 8), build_picture_guide(10, 4)
+    for classifier in (judge, guide):
+        assert classifier(torch.rand(3, 3, 32, 32)).shape == (3, 10)
+    assert any(isinstance(layer, torch.nn.MaxPool2d) for layer in judge)
+    assert not any(isinstance(layer, torch.nn.MaxPool2d) for layer in guide)
+    assert all(layer.stride == (1, 1) for layer in guide if isinstance(layer, torch.nn.Conv2d)), "a grid"
+
+
+def test_the_judges_convolutions_start_as_the_identity():
+    _, *later = (layer for layer in build_picture_judge(10, 32) if isinstance(layer, torch.nn.Conv2d))
+    assert [layer.out_channels for layer in later] == [32, 32, 64, 64, 128, 128]
+    for layer in later:
+        images = torch.rand(2, layer.in_channels, 5, 5)
+        torch.testing.assert_close(layer(images)[:, : layer.in_channels], images)
+
+
+def test_whitened_patches_are_uncorrelated_and_the_filters_stay():
+    """The outputs' covariance, from the definition: 1 on the diagonal, 0 beside it, for each sign of the filters."""
+    torch.manual_seed(0)
+    smooth = torch.nn.functional.avg_pool2d(torch.rand(200, 3, 18, 18), 3, stride=1)  # neighbours are alike
+    images, convolution = smooth / smooth.max(), torch.nn.Conv2d(3, 24, 2)
+    whiten(convolution, images)
+    rows = convolution(images).detach().transpose(0, 1).flatten(1).double()  # (24, patches)
+    torch.testing.assert_close(rows[12:], -rows[:12])
+    covariance = (rows[:12] - rows[:12].mean(1, keepdim=True)) @ rows[:12].T / rows.shape[1]
+    beside = covariance - covariance.diagonal().diag()
+    assert beside.abs().max() < 1e-3
+    assert rows.mean(1).abs().max() < 1e-3
+    assert covariance.diagonal().max() < 1.001, "dampened, never amplified"
+    assert covariance.diagonal()[-1] > 0.9
+    assert not convolution.weight.requires_grad
 
 
 def test_the_mirror_image_counts_once_training_is_over():

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -30,13 +32,33 @@ def outputs(notebook):
     return "\n".join(parts), pictures
 
 
+def side_by_side(commands):
+    """Run programs, each on one thread: on two cores, two at a time are faster than one after the other on two."""
+
+    def one(command):
+        where = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+        return subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, **where)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(one, commands))
+
+
 @pytest.fixture(scope="module")
 def quick():
     """The notebooks as `python -m utils.run --quick` leaves them, from nothing."""
     shutil.rmtree(ROOT / "runs" / "quick", ignore_errors=True)
-    command = [sys.executable, "-m", "utils.run", "--quick"]
-    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    for ran in side_by_side([["utils.run", "--quick", notebook] for notebook in RUN_DIRS]):
+        assert ran.returncode == 0, ran.stderr
     return ROOT / "runs" / "quick"
+
+
+@pytest.fixture(scope="module")
+def repeated(quick):
+    """For each notebook, nbval's verdict on running again, from nothing, what papermill wrote."""
+    for folder in RUN_DIRS.values():
+        shutil.rmtree(quick / folder)  # or it would only load the first run's checkpoints
+    options = ["--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "--rootdir", quick]
+    return dict(zip(RUN_DIRS, side_by_side([["pytest", *options, quick / notebook] for notebook in RUN_DIRS])))
 
 
 def test_all_four_variants_learn(quick):
@@ -80,7 +102,10 @@ def test_the_conditional_vaes_tables_and_figures_are_there_and_say_stand_in(quic
 def test_the_label_becomes_visible_on_pictures(quick):
     results = json.loads((quick / "cvae_cifar10" / "results" / "cvae_cifar10.json").read_text())
     plain, faithful = results["models"]["plain"], results["models"]["faithful"]
-    assert faithful["wrong_label_agreement"] > plain["wrong_label_agreement"] + 0.1
+    assert faithful["guide_agreement"] > plain["guide_agreement"] + 0.4
+    assert faithful["wrong_label_agreement"] > plain["wrong_label_agreement"] + 0.05, (
+        "a judge of sharp shapes, and blurs"
+    )
     assert plain["psnr"] > 12
     assert min(plain["style_retention"], faithful["style_retention"]) > 0.3
     for model in (plain, faithful):
@@ -92,13 +117,11 @@ def test_the_label_becomes_visible_on_pictures(quick):
 
 
 @pytest.mark.parametrize(("notebook", "count"), [(UNET, 3), (MNIST, 6), (CIFAR10, 5)])
-def test_a_second_run_gives_the_same_numbers(quick, notebook, count):
-    shutil.rmtree(quick / RUN_DIRS[notebook])  # or it would only load the first run's checkpoints
-    path = quick / notebook
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--rootdir", quick, path]
-    second = subprocess.run([*map(str, command), "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True)
-    assert second.returncode == 0, second.stdout
-    checked = [c for c in nbformat.read(path, as_version=4).cells if "nbval-check-output" in str(c.metadata)]
+def test_a_second_run_gives_the_same_numbers(quick, repeated, notebook, count):
+    assert repeated[notebook].returncode == 0, repeated[notebook].stdout
+    checked = [
+        c for c in nbformat.read(quick / notebook, as_version=4).cells if "nbval-check-output" in str(c.metadata)
+    ]
     assert len(checked) == count
 
 

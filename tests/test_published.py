@@ -110,7 +110,7 @@ def test_the_official_splits_of_cifar10(pictures):
 
 @pytest.mark.parametrize(("name", "build"), [("judge", build_picture_judge), ("guide", build_picture_guide)])
 def test_published_classifiers_read_pictures_as_published(pictures, name, build):
-    classifier = load_published(build(10), f"cvae_cifar10_{name}")
+    classifier = load_published(build(10, COLOURED["recipe"][f"{name}_channels"]), f"cvae_cifar10_{name}")
     some = pictures.test.images[::5], pictures.test.labels[::5]
     assert accuracy(classifier, *some) == pytest.approx(COLOURED[f"{name}_accuracy"], abs=0.03)
 
@@ -119,9 +119,10 @@ def test_published_classifiers_read_pictures_as_published(pictures, name, build)
 def test_published_vaes_of_pictures_answer_a_wrong_label_as_published(pictures, name, label_to):
     """On 200 test images."""
     recipe, published = COLOURED["recipe"], COLOURED["models"][name]
-    sizes = recipe["latent_size"], recipe["base_channels"], 3
-    model = load_published(ConditionalVAE((3, 32, 32), 10, *sizes, label_to, "gaussian"), f"cvae_cifar10_{name}")
-    judge = load_published(build_picture_judge(10), "cvae_cifar10_judge")
+    shape, hidden = ((3, 32, 32), 10, recipe["latent_size"], recipe["base_channels"], 3), {"plain": 0}
+    model = ConditionalVAE(*shape, label_to, "gaussian", hidden.get(name, recipe["hidden"]))
+    load_published(model, f"cvae_cifar10_{name}")
+    judge = load_published(build_picture_judge(10, recipe["judge_channels"]), "cvae_cifar10_judge")
     images, labels = to_unit(pictures.test.images[::50]), pictures.test.labels[::50]
     torch.manual_seed(1)
     assert evidence(model, images, labels)["negative_elbo"] == pytest.approx(published["negative_elbo"], rel=0.05)

@@ -15,7 +15,7 @@ from utils.losses import bernoulli_loss, gaussian_loss, kl_loss
 
 LABEL_TO = ("encoder", "decoder", "both")
 LIKELIHOODS = ("bernoulli", "gaussian")
-EMBEDDING, HIDDEN = 16, 256  # sizes of the embedded label and of the hidden layer on each side of the code
+EMBEDDING = 16  # numbers that a label is embedded in
 
 
 def halve(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -28,9 +28,11 @@ def double(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), nn.ConvTranspose2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1))
 
 
-def perceptron(in_features: int, out_features: int) -> nn.Sequential:
-    """One hidden layer between the features and the code, or back."""
-    return nn.Sequential(nn.Linear(in_features, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, out_features))
+def dense(in_features: int, hidden: int, out_features: int) -> nn.Module:
+    """From the features to the code, or back: a linear layer, or two with a hidden layer between them."""
+    if not hidden:
+        return nn.Linear(in_features, out_features)
+    return nn.Sequential(nn.Linear(in_features, hidden), nn.SiLU(), nn.Linear(hidden, out_features))
 
 
 class ConditionalVAE(nn.Module):
@@ -44,6 +46,8 @@ class ConditionalVAE(nn.Module):
         depth: how many times the sides are halved.
         label_to: "encoder", "decoder" or "both", which is told the label.
         likelihood: of a pixel: "bernoulli" for black and white, "gaussian" with a learnt deviation for colours.
+        hidden: numbers in the hidden layer on either side of the code; 0 for none. With one, code and label mix before
+            anything is drawn; a code as large as it, or nearly, does not get through.
 
     Raises:
         ValueError: for an unknown `label_to` or `likelihood`, or sizes that are not positive integers or cannot be
@@ -59,6 +63,7 @@ class ConditionalVAE(nn.Module):
         depth: int,
         label_to: str,
         likelihood: str = "bernoulli",
+        hidden: int = 256,
     ):
         super().__init__()
         sizes = (*image_shape, classes, latent_size, base_channels, depth)
@@ -69,6 +74,8 @@ class ConditionalVAE(nn.Module):
         if len(sizes) != 7 or not all(isinstance(size, int) and size > 0 for size in sizes):
             names = "channels, height, width, classes, latent_size, base_channels, depth"
             raise ValueError(f"{names} = {sizes}: must be seven positive integers")
+        if not isinstance(hidden, int) or hidden < 0:
+            raise ValueError(f"hidden={hidden!r}: must be an integer, 0 (no hidden layer) or more")
         channels, height, width = image_shape
         if height % 2**depth or width % 2**depth:
             raise ValueError(f"images of {height} x {width} cannot be halved {depth} times (depth)")
@@ -79,8 +86,8 @@ class ConditionalVAE(nn.Module):
 
         self.embedding = nn.Linear(classes, EMBEDDING, bias=False)
         self.encoder = nn.Sequential(*(halve(*pair) for pair in pairwise(widths)), nn.Flatten())
-        self.to_code = perceptron(prod(deepest) + EMBEDDING * self.encoder_told, 2 * latent_size)
-        self.from_code = perceptron(latent_size + EMBEDDING * self.decoder_told, prod(deepest))
+        self.to_code = dense(prod(deepest) + EMBEDDING * self.encoder_told, hidden, 2 * latent_size)
+        self.from_code = dense(latent_size + EMBEDDING * self.decoder_told, hidden, prod(deepest))
         self.decoder = nn.Sequential(nn.Unflatten(1, deepest), *(double(*pair) for pair in pairwise(widths[::-1])))
         gaussian = likelihood == "gaussian"
         self.log_deviation = nn.Parameter(torch.tensor(-1.5)) if gaussian else None  # about that of a picture's pixels

@@ -27,7 +27,7 @@ class Discriminator(nn.Module):
     w h + (V y) h for the features h and the one-hot label y (Miyato and Koyama 2018, arXiv:1802.05637, equation 3).
     """
 
-    def __init__(self, channels: int, base_channels: int = 64):
+    def __init__(self, channels: int, base_channels: int):
         super().__init__()
         widths = [channels, base_channels, 2 * base_channels, 4 * base_channels]
         layers = []

@@ -201,8 +201,8 @@ def plot_wrong_labels(
     """
     figure, axes = plt.subplots(5, 5, figsize=(12, 10))
     words = max(map(len, names)) > 1  # which need two lines, and the space below the source
-    space, gap = ("\n", 0.45) if words else (", ", 0.25)
-    figure.subplots_adjust(0.085, 0.01, 0.99, 0.89, wspace=0.65, hspace=gap)  # much faster than a layout engine
+    space, gap, right, top = ("\n", 0.45, 0.965, 0.865) if words else (", ", 0.25, 0.99, 0.89)
+    figure.subplots_adjust(0.085, 0.01, right, top, wspace=0.65, hspace=gap)  # much faster than a layout engine
     labels = ([names[label] for label in part.tolist()] for part in (true, sent, read))
     for ax, image, output, truth, asked, reading in zip(axes.flat, sources, outputs, *labels):
         obeyed = asked == reading
