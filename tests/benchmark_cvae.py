@@ -25,7 +25,7 @@ from utils.cvae import ConditionalVAE, elbo_terms
 from utils.labelled import LabelledBatches, LabelledSplit, to_unit
 from utils.training import best_device, best_precision
 
-BATCH, COUNT, ROUNDS = 128, 6_400, 5
+BATCH, CHANNELS, COUNT, ROUNDS = 256, 12, 6_400, 7
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
             "this project": lambda: LabelledBatches(split, BATCH, seed=0).epoch(0),
             "bound: random tensors": lambda: random_batches(device),
         }
-        models = {name: ConditionalVAE((1, 28, 28), 10, 16, 16, 2, "both").to(device) for name in feeds}
+        models = {name: ConditionalVAE((1, 28, 28), 10, 16, CHANNELS, 2, "both").to(device) for name in feeds}
         seconds = take_turns(models, feeds, one_epoch, ROUNDS, device)
     report(seconds, COUNT, f"{device.type}, {best_precision(device)}, batch {BATCH}")
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from utils.judge import (
+    Head,
     Mirrored,
+    Shift,
     accuracy,
     build_guide,
     build_judge,
@@ -73,10 +75,29 @@ def test_classifiers_of_pictures_have_the_right_shapes_and_differ():
 
 def test_the_judges_convolutions_start_as_the_identity():
     _, *later = (layer for layer in build_picture_judge(10, 32) if isinstance(layer, torch.nn.Conv2d))
-    assert [layer.out_channels for layer in later] == [32, 32, 64, 64, 128, 128]
+    assert [layer.out_channels for layer in later] == [32, 32, 128, 128, 128, 128]
     for layer in later:
         images = torch.rand(2, layer.in_channels, 5, 5)
         torch.testing.assert_close(layer(images)[:, : layer.in_channels], images)
+
+
+def test_a_shift_is_batch_normalisation_whose_shift_learns_64_times_as_fast():
+    torch.manual_seed(0)
+    shift, usual, images = Shift(5), torch.nn.BatchNorm2d(5), torch.randn(4, 5, 6, 7)
+    before = torch.randn(5)
+    shift.shift.data, usual.bias.data = before / 8, before.clone()
+    for layer in (shift, usual):
+        (layer(images) ** 3).sum().backward()
+        torch.optim.SGD(layer.parameters(), lr=1e-4).step()
+    torch.testing.assert_close(8 * shift.shift - before, 64 * (usual.bias - before), atol=1e-4, rtol=1e-3)
+    usual.weight.data, usual.bias.data = torch.ones(5), 8 * shift.shift.data
+    torch.testing.assert_close(shift.eval()(images), usual.eval()(images))
+    assert [name for name, _ in shift.named_parameters()] == ["shift"]
+
+
+def test_the_heads_logits_are_a_ninth():
+    head, features = Head(6, 10, bias=False), torch.randn(3, 6)
+    torch.testing.assert_close(9 * head(features), features @ head.weight.T)
 
 
 def test_whitened_patches_are_uncorrelated_and_the_filters_stay():
@@ -93,7 +114,7 @@ def test_whitened_patches_are_uncorrelated_and_the_filters_stay():
     assert rows.mean(1).abs().max() < 1e-3
     assert covariance.diagonal().max() < 1.001, "dampened, never amplified"
     assert covariance.diagonal()[-1] > 0.9
-    assert not convolution.weight.requires_grad
+    assert not any(parameter.requires_grad for parameter in convolution.parameters())
 
 
 def test_the_mirror_image_counts_once_training_is_over():

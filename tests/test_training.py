@@ -87,8 +87,9 @@ def test_the_best_weights_are_kept(tmp_path):
     assert model.weight.item() == weights[1] != weights[3]
 
 
-def test_an_interrupted_training_goes_on_to_the_same_numbers(tmp_path):
-    train(tmp_path / "unbroken.pt")
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_an_interrupted_training_goes_on_to_the_same_numbers(tmp_path, momentum):
+    train(tmp_path / "unbroken.pt", momentum=momentum)
     interrupted = tmp_path / "interrupted.pt"
 
     def stop_in_the_fourth_epoch(model):
@@ -97,10 +98,10 @@ def test_an_interrupted_training_goes_on_to_the_same_numbers(tmp_path):
         return closeness(model)
 
     with pytest.raises(KeyboardInterrupt):
-        train(interrupted, score=stop_in_the_fourth_epoch)
+        train(interrupted, momentum=momentum, score=stop_in_the_fourth_epoch)
     assert len(load_tensors(interrupted)["history"]) == 3
     torch.manual_seed(999)  # whatever happened in between
-    train(interrupted)
+    train(interrupted, momentum=momentum)
     assert equal(without_times(interrupted), without_times(tmp_path / "unbroken.pt"))
 
 
@@ -166,6 +167,39 @@ def test_long_gradients_are_scaled_down(tmp_path):
         model, _ = train(tmp_path / f"{steepest}.pt", steepest=steepest)
         length = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
         assert (length <= 1.001e-3) == (steepest == 1e-3)
+
+
+def test_gradient_descent_with_momentum_from_the_paper(tmp_path):
+    """Sutskever et al. 2013, equations 3 and 4: v = m v - r g(theta + m v), theta = theta + v.
+
+    Torch keeps theta + m v, and v in units of the rate.
+    """
+    momentum, rates = 0.8, []
+    recipe = {"momentum": momentum, "weight_decay": 0.0, "epochs": 3}
+
+    def loss(model, batch, step):
+        rates.append(step)
+        return {"loss": (model(batch[0]) - batch[1]).square().mean()}
+
+    model, _ = train(tmp_path / "line.pt", loss=loss, score=lambda model: {"score": float(len(rates))}, **recipe)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        torch.optim.SGD([torch.zeros(1)], lr=1.0), 1e-2, len(rates), pct_start=0.2, cycle_momentum=False
+    )
+    torch.manual_seed(0)
+    start = nn.Linear(1, 1)
+    ahead, velocity = (
+        torch.stack([start.weight.detach()[0, 0], start.bias.detach()[0]]).double(),
+        torch.zeros(2).double(),
+    )
+    for batch in (batch for epoch in range(3) for batch in Lines().epoch(epoch)):
+        x, y = (part[:, 0].double() for part in batch)
+        error = ahead[0] * x + ahead[1] - y
+        gradient = torch.stack([2 * (error * x).mean(), 2 * error.mean()])
+        velocity = momentum * velocity + gradient
+        ahead = ahead - schedule.get_last_lr()[0] * (gradient + momentum * velocity)
+        schedule.optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(torch.stack([model.weight[0, 0], model.bias[0]]).double(), ahead, atol=1e-5, rtol=1e-5)
 
 
 def test_too_short_for_a_cycle(tmp_path):

@@ -59,25 +59,51 @@ class Mirrored(nn.Sequential):
         return logits if self.training else logits + super().forward(images.flip(3))
 
 
+class Shift(nn.BatchNorm2d):
+    """Batch normalisation that learns a shift and no scale, the shift 64 times as fast as by itself.
+
+    Times eight, a parameter gets eight times the gradient, and each of its steps counts eight times: so it is with
+    gradient descent (Jordan 2024, arXiv:2404.00498, section 3.4, where the learning rate is raised instead).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, affine=False)
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Of images (N, C, H, W), each channel with mean 8 * shift and deviation 1."""
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(images, *statistics, None, 8 * self.shift, self.training, self.momentum, self.eps)
+
+
+class Head(nn.Linear):
+    """A linear layer without bias, its outputs over nine, from which the softmax starts mild (section 3.1 there)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (N, classes) of features (N, C)."""
+        return super().forward(features) / 9
+
+
 def stage(in_channels: int, out_channels: int) -> list[nn.Module]:
     """Two 3x3 convolutions, the first of which halves the sides by pooling."""
     widen = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
     refine = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-    norms = nn.BatchNorm2d(out_channels), nn.BatchNorm2d(out_channels)
-    return [widen, nn.MaxPool2d(2), norms[0], nn.GELU(), refine, norms[1], nn.GELU()]
+    return [widen, nn.MaxPool2d(2), Shift(out_channels), nn.GELU(), refine, Shift(out_channels), nn.GELU()]
 
 
 def build_picture_judge(classes: int, base_channels: int) -> Mirrored:
-    """For RGB pictures of 32 x 32: the layers of airbench (Jordan 2024, arXiv:2404.00498, section 3.1), narrower.
+    """For RGB pictures of 32 x 32: the layers of airbench (Jordan 2024, arXiv:2404.00498, section 3.1), of any width.
 
     The 3x3 convolutions start as the identity, as far as that goes (section 3.3 there); see also `whiten`.
     """
-    narrow, middle, wide = base_channels, 2 * base_channels, 4 * base_channels
-    layers = [nn.Conv2d(3, 24, 2), nn.GELU(), *stage(24, narrow), *stage(narrow, middle), *stage(middle, wide)]
+    widths = [24, base_channels, 4 * base_channels, 4 * base_channels]
+    layers = [nn.Conv2d(3, 24, 2), nn.GELU()]
+    for pair in pairwise(widths):
+        layers += stage(*pair)
     for layer in layers[2:]:
         if isinstance(layer, nn.Conv2d):
             nn.init.dirac_(layer.weight.data[: layer.in_channels])
-    return Mirrored(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(wide, classes))
+    return Mirrored(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), Head(widths[-1], classes, bias=False))
 
 
 def whiten(convolution: nn.Conv2d, images: Tensor) -> None:
@@ -95,7 +121,7 @@ def whiten(convolution: nn.Conv2d, images: Tensor) -> None:
     filters = (vectors / (values + 5e-4).sqrt()).T  # what varies less than that is noise
     convolution.weight.data = torch.cat([filters, -filters]).view_as(convolution.weight)
     convolution.bias.data = -convolution.weight.flatten(1) @ patches.mean(0)
-    convolution.weight.requires_grad_(False)
+    convolution.requires_grad_(False)
 
 
 def build_picture_guide(classes: int, base_channels: int) -> nn.Sequential:

@@ -72,8 +72,11 @@ def fit(
     settings: dict[str, Any],
     label: str = "",
     steepest: float = inf,
+    momentum: float | None = None,
 ) -> Training:
     """Train with AdamW (Loshchilov and Hutter 2019) on a one-cycle schedule (Smith 2018); keep the best weights.
+
+    With a momentum given, by stochastic gradient descent in AdamW's place.
 
     A checkpoint is written after each epoch. Where one exists already, training goes on from it, to exactly the numbers
     of an unbroken run; a finished one is only loaded.
@@ -86,13 +89,15 @@ def fit(
         score: of (model), on validation data; a dict of numbers, of which 'score' picks the best epoch, the highest.
         epochs: passes over the training data.
         learning_rate: peak of the schedule.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW, or of the gradient descent.
         checkpoint: file to write and to resume from.
         settings: what defines this training (variant, seed, sizes, ...): numbers, strings or lists. A checkpoint with
             others is refused.
         label: name on the progress bar.
         steepest: longest gradient, all parameters together; a longer one is scaled down to it (Pascanu et al. 2013,
             arXiv:1211.5063, algorithm 1).
+        momentum: Nesterov's, of stochastic gradient descent (Sutskever et al. 2013, equations 3 and 4), the same
+            throughout; None for AdamW.
 
     Raises:
         ValueError: if there are too few steps for a cycle.
@@ -105,12 +110,16 @@ def fit(
         raise ValueError(f"{epochs} epochs of {len(batches)} batches: {needed}")
     device = next(model.parameters()).device
     fused = device.type in ("cpu", "cuda")  # where the lowest torch admitted has it
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=fused)
+    rates = {"lr": learning_rate, "weight_decay": weight_decay, "fused": fused}
+    if momentum is None:
+        optimiser = torch.optim.AdamW(model.parameters(), **rates)
+    else:
+        optimiser = torch.optim.SGD(model.parameters(), momentum=momentum, nesterov=True, **rates)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=learning_rate, total_steps=epochs * len(batches), pct_start=0.2
+        optimiser, learning_rate, epochs * len(batches), pct_start=0.2, cycle_momentum=momentum is None
     )
     recipe = {"epochs": epochs, "learning_rate": learning_rate, "weight_decay": weight_decay, "steepest": steepest}
-    settings = {**settings, **recipe}
+    settings = {**settings, **recipe, "momentum": momentum}
     state = {"settings": settings, "history": [], "seconds": [], "best_epoch": -1, "best_model": {}}
     if checkpoint.exists():
         state = matching(load_tensors(checkpoint), settings, checkpoint)
