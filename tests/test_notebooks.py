@@ -103,9 +103,7 @@ def test_the_label_becomes_visible_on_pictures(quick):
     results = json.loads((quick / "cvae_cifar10" / "results" / "cvae_cifar10.json").read_text())
     plain, faithful = results["models"]["plain"], results["models"]["faithful"]
     assert faithful["guide_agreement"] > plain["guide_agreement"] + 0.4
-    assert faithful["wrong_label_agreement"] > plain["wrong_label_agreement"] + 0.05, (
-        "a judge of sharp shapes, and blurs"
-    )
+    assert faithful["wrong_label_agreement"] > plain["wrong_label_agreement"] + 0.1
     assert plain["psnr"] > 12
     assert min(plain["style_retention"], faithful["style_retention"]) > 0.3
     for model in (plain, faithful):
