@@ -174,23 +174,21 @@ def test_gradient_descent_with_momentum_from_the_paper(tmp_path):
 
     Torch keeps theta + m v, and v in units of the rate.
     """
-    momentum, rates = 0.8, []
+    momentum, steps = 0.8, []
     recipe = {"momentum": momentum, "weight_decay": 0.0, "epochs": 3}
 
     def loss(model, batch, step):
-        rates.append(step)
+        steps.append(step)
         return {"loss": (model(batch[0]) - batch[1]).square().mean()}
 
-    model, _ = train(tmp_path / "line.pt", loss=loss, score=lambda model: {"score": float(len(rates))}, **recipe)
+    model, _ = train(tmp_path / "line.pt", loss=loss, score=lambda model: {"score": float(len(steps))}, **recipe)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        torch.optim.SGD([torch.zeros(1)], lr=1.0), 1e-2, len(rates), pct_start=0.2, cycle_momentum=False
+        torch.optim.SGD([torch.zeros(1)], lr=1.0), 1e-2, len(steps), pct_start=0.2, cycle_momentum=False
     )
     torch.manual_seed(0)
     start = nn.Linear(1, 1)
-    ahead, velocity = (
-        torch.stack([start.weight.detach()[0, 0], start.bias.detach()[0]]).double(),
-        torch.zeros(2).double(),
-    )
+    ahead = torch.tensor([start.weight.item(), start.bias.item()], dtype=torch.float64)
+    velocity = torch.zeros_like(ahead)
     for batch in (batch for epoch in range(3) for batch in Lines().epoch(epoch)):
         x, y = (part[:, 0].double() for part in batch)
         error = ahead[0] * x + ahead[1] - y

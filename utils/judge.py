@@ -77,7 +77,7 @@ class Shift(nn.BatchNorm2d):
 
 
 class Head(nn.Linear):
-    """A linear layer without bias, its outputs over nine, from which the softmax starts mild (section 3.1 there)."""
+    """A linear layer with its outputs over nine, so that the softmax starts mild (Jordan 2024, section 3.1)."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (N, classes) of features (N, C)."""
@@ -85,25 +85,33 @@ class Head(nn.Linear):
 
 
 def stage(in_channels: int, out_channels: int) -> list[nn.Module]:
-    """Two 3x3 convolutions, the first of which halves the sides by pooling."""
+    """Two 3x3 convolutions, the first of which halves the sides by pooling.
+
+    They start as the identity, as far as that goes (Jordan 2024, section 3.3).
+    """
     widen = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
     refine = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+    for layer in (widen, refine):
+        nn.init.dirac_(layer.weight.data[: layer.in_channels])
     return [widen, nn.MaxPool2d(2), Shift(out_channels), nn.GELU(), refine, Shift(out_channels), nn.GELU()]
 
 
 def build_picture_judge(classes: int, base_channels: int) -> Mirrored:
     """For RGB pictures of 32 x 32: the layers of airbench (Jordan 2024, arXiv:2404.00498, section 3.1), of any width.
 
-    The 3x3 convolutions start as the identity, as far as that goes (section 3.3 there); see also `whiten`.
+    Its first convolution is for `whiten`.
     """
-    widths = [24, base_channels, 4 * base_channels, 4 * base_channels]
-    layers = [nn.Conv2d(3, 24, 2), nn.GELU()]
-    for pair in pairwise(widths):
-        layers += stage(*pair)
-    for layer in layers[2:]:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.dirac_(layer.weight.data[: layer.in_channels])
-    return Mirrored(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), Head(widths[-1], classes, bias=False))
+    wide = 4 * base_channels
+    return Mirrored(
+        nn.Conv2d(3, 24, 2),
+        nn.GELU(),
+        *stage(24, base_channels),
+        *stage(base_channels, wide),
+        *stage(wide, wide),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        Head(wide, classes, bias=False),
+    )
 
 
 def whiten(convolution: nn.Conv2d, images: Tensor) -> None:
