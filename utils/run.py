@@ -43,7 +43,7 @@ QUICK = {  # embedded stand-in data, minutes instead of hours
         "epochs": 5,
         "trial_images": 640,
         "judge_channels": 12,
-        "judge_epochs": 3,
+        "judge_epochs": 4,
         "judge_learning_rate": 0.1,
         "guide_channels": 12,
         "guide_epochs": 4,
