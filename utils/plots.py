@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which readers with any colour vision can tell apart
 """
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -253,15 +254,14 @@ def plot_trade_off(points: dict[str, tuple[float, float]], curve: Sequence[str],
     """
     figure, ax = plt.subplots(figsize=(9, 5.5), layout="constrained")
     ax.plot(*zip(*(points[name] for name in curve)), color=COLOURS[0], linewidth=2)
-    for name, point in points.items():
-        ax.plot(*point, "o", color=COLOURS[0] if name in curve else COLOURS[5], markersize=8)
-        ax.annotate(name, point, xytext=(8, 4), textcoords="offset points", fontsize=12)
+    for (name, point), marker, colour in zip(points.items(), "os^DvPX", cycle(COLOURS[1:])):
+        ax.plot(*point, marker, color=colour, markersize=10, label=name)
     ax.set(
         xlabel="PSNR of reconstructions with the right label, dB",
         ylabel="reads as the wrong label sent",
         ylim=(0, 1.05),
     )
-    ax.margins(x=0.2)
+    ax.legend()
     ax.grid(alpha=0.3)
     return titled(figure, "What obedience costs", source)
 

@@ -101,7 +101,9 @@ def measure(name: str, value: float) -> str:
         return f"{value:.1f} nats"
     if name == "psnr":
         return f"{value:.1f} dB"
-    return f"{value:.2f}" if name in DECIMALS else f"{value:.1%}"
+    if name in DECIMALS:
+        return f"{round(value, 2) + 0.0:.2f}"  # plus zero, or what rounds to nothing may read "-0.00"
+    return f"{value:.1%}"
 
 
 def cvae_tables(results: dict) -> dict[str, str]:
