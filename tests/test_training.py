@@ -14,6 +14,7 @@ from torch import nn
 from utils import data, losses, training
 from utils.data import PetBatches, load_pets, to_input
 from utils.metrics import predict, segmentation_scores
+from utils.muon import Muon
 from utils.storage import DamagedFileError, load_tensors
 from utils.training import CheckpointError, DivergedError, best_precision, fit
 from utils.unet import UNet
@@ -169,35 +170,22 @@ def test_long_gradients_are_scaled_down(tmp_path):
         assert (length <= 1.001e-3) == (steepest == 1e-3)
 
 
-def test_gradient_descent_with_momentum_from_the_paper(tmp_path):
-    """Sutskever et al. 2013, equations 3 and 4: v = m v - r g(theta + m v), theta = theta + v.
-
-    Torch keeps theta + m v, and v in units of the rate.
-    """
-    momentum, steps = 0.8, []
-    recipe = {"momentum": momentum, "weight_decay": 0.0, "epochs": 3}
-
-    def loss(model, batch, step):
-        steps.append(step)
-        return {"loss": (model(batch[0]) - batch[1]).square().mean()}
-
-    model, _ = train(tmp_path / "line.pt", loss=loss, score=lambda model: {"score": float(len(steps))}, **recipe)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        torch.optim.SGD([torch.zeros(1)], lr=1.0), 1e-2, len(steps), pct_start=0.2, cycle_momentum=False
-    )
+def test_with_a_momentum_it_is_muon_at_a_falling_rate(tmp_path):
+    recipe = {"momentum": 0.8, "weight_decay": 0.1, "epochs": 3, "settings": {}}
+    _, result = train(tmp_path / "line.pt", score=lambda model: {"score": -model.bias.item()}, **recipe)
     torch.manual_seed(0)
-    start = nn.Linear(1, 1)
-    ahead = torch.tensor([start.weight.item(), start.bias.item()], dtype=torch.float64)
-    velocity = torch.zeros_like(ahead)
-    for batch in (batch for epoch in range(3) for batch in Lines().epoch(epoch)):
-        x, y = (part[:, 0].double() for part in batch)
-        error = ahead[0] * x + ahead[1] - y
-        gradient = torch.stack([2 * (error * x).mean(), 2 * error.mean()])
-        velocity = momentum * velocity + gradient
-        ahead = ahead - schedule.get_last_lr()[0] * (gradient + momentum * velocity)
-        schedule.optimizer.step()
-        schedule.step()
-    torch.testing.assert_close(torch.stack([model.weight[0, 0], model.bias[0]]).double(), ahead, atol=1e-5, rtol=1e-5)
+    by_hand = nn.Linear(1, 1)
+    optimiser = Muon(by_hand.parameters(), lr=1e-2, momentum=0.8, weight_decay=0.1)
+    scores = []
+    for epoch in range(3):
+        for step, batch in enumerate(Lines().epoch(epoch), start=5 * epoch):
+            optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / 15)
+            optimiser.zero_grad()
+            squared_error(by_hand, batch, step)["loss"].backward()
+            optimiser.step()
+        scores.append(-by_hand.bias.item())
+    assert [row["score"] for row in result.history] == pytest.approx(scores, rel=1e-5)
+    assert result.history[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
 
 
 def test_too_short_for_a_cycle(tmp_path):

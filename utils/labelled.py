@@ -186,7 +186,7 @@ def digit_augmentation() -> A.Compose:
 
 def picture_augmentation() -> A.Compose:
     """Random mirror image and shift, for classifiers: what is shown stays the same thing."""
-    return A.Compose([A.HorizontalFlip(), A.Affine(translate_px=(-3, 3), border_mode=cv2.BORDER_REFLECT_101, p=1)])
+    return A.Compose([A.HorizontalFlip(), A.Affine(translate_px=(-2, 2), border_mode=cv2.BORDER_REFLECT_101, p=1)])
 
 
 class LabelledBatches:

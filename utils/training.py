@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.muon import Muon
 from utils.storage import load_tensors, save_tensors
 
 SHORTEST_CYCLE = 10  # optimiser steps: with fewer, the schedule's rise has none
@@ -76,7 +77,8 @@ def fit(
 ) -> Training:
     """Train with AdamW (Loshchilov and Hutter 2019) on a one-cycle schedule (Smith 2018); keep the best weights.
 
-    With a momentum given, by stochastic gradient descent in AdamW's place.
+    With a momentum given, by Muon, at a rate that falls in a line to zero: what it orthogonalises moves as far in the
+    first step as the rate says, so that there is nothing to warm up.
 
     A checkpoint is written after each epoch. Where one exists already, training goes on from it, to exactly the numbers
     of an unbroken run; a finished one is only loaded.
@@ -88,16 +90,15 @@ def fit(
             tensors, of which 'loss' is minimised and all are logged.
         score: of (model), on validation data; a dict of numbers, of which 'score' picks the best epoch, the highest.
         epochs: passes over the training data.
-        learning_rate: peak of the schedule.
-        weight_decay: of AdamW, or of the gradient descent.
+        learning_rate: peak of the schedule, AdamW's or Muon's.
+        weight_decay: of AdamW, or of Muon.
         checkpoint: file to write and to resume from.
         settings: what defines this training (variant, seed, sizes, ...): numbers, strings or lists. A checkpoint with
             others is refused.
         label: name on the progress bar.
         steepest: longest gradient, all parameters together; a longer one is scaled down to it (Pascanu et al. 2013,
             arXiv:1211.5063, algorithm 1).
-        momentum: Nesterov's, of stochastic gradient descent (Sutskever et al. 2013, equations 3 and 4), the same
-            throughout; None for AdamW.
+        momentum: of Muon, the same throughout; None for AdamW.
 
     Raises:
         ValueError: if there are too few steps for a cycle.
@@ -109,15 +110,14 @@ def fit(
         needed = f"a one-cycle schedule needs {SHORTEST_CYCLE} steps or more"
         raise ValueError(f"{epochs} epochs of {len(batches)} batches: {needed}")
     device = next(model.parameters()).device
-    fused = device.type in ("cpu", "cuda")  # where the lowest torch admitted has it
-    rates = {"lr": learning_rate, "weight_decay": weight_decay, "fused": fused}
+    steps = epochs * len(batches)
     if momentum is None:
-        optimiser = torch.optim.AdamW(model.parameters(), **rates)
+        fused = device.type in ("cpu", "cuda")  # where the lowest torch admitted has it
+        optimiser = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay, fused=fused)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, steps, pct_start=0.2)
     else:
-        optimiser = torch.optim.SGD(model.parameters(), momentum=momentum, nesterov=True, **rates)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, learning_rate, epochs * len(batches), pct_start=0.2, cycle_momentum=momentum is None
-    )
+        optimiser = Muon(model.parameters(), learning_rate, momentum, weight_decay)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
     recipe = {"epochs": epochs, "learning_rate": learning_rate, "weight_decay": weight_decay, "steepest": steepest}
     settings = {**settings, **recipe, "momentum": momentum}
     state = {"settings": settings, "history": [], "seconds": [], "best_epoch": -1, "best_model": {}}
@@ -128,11 +128,11 @@ def fit(
         schedule.load_state_dict(state["schedule"])
         set_random_states(state["random_states"], device)
     done = len(state["history"])
-    with tqdm(total=epochs * len(batches), initial=done * len(batches), desc=label, leave=False, mininterval=1) as bar:
+    with tqdm(total=steps, initial=done * len(batches), desc=label, leave=False, mininterval=1) as bar:
         for epoch in range(done, epochs):
             start = time.perf_counter()
-            steps = enumerate(batches.epoch(epoch), start=epoch * len(batches))
-            row = train_epoch(model, steps, loss, optimiser, schedule, steepest, bar, where(epoch, checkpoint))
+            numbered = enumerate(batches.epoch(epoch), start=epoch * len(batches))
+            row = train_epoch(model, numbered, loss, optimiser, schedule, steepest, bar, where(epoch, checkpoint))
             model.eval()
             row.update(score(model))
             record(state, row, time.perf_counter() - start, model)

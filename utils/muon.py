@@ -1,0 +1,57 @@
+"""Muon: gradient descent that steps equally far in every direction of a convolution's weights (Jordan et al. 2024)."""
+
+import torch
+from torch import Tensor
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """A matrix with the same singular vectors, (M, N), whose singular values are all about 1: from 0.68 to 1.21.
+
+    Those below a fiftieth of the Frobenius norm stay smaller. Three Newton-Schulz iterations of
+    X <- a X + b (X X^T) X + c (X X^T)^2 X, with the coefficients of Jordan et al. 2024
+    (https://kellerjordan.github.io/posts/muon, "Newton-Schulz iteration"), which rise fastest from zero.
+
+    Args:
+        matrix: float (M, N).
+    """
+    flat = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    flat = flat / (flat.norm() + 1e-7)
+    for _ in range(3):
+        square = flat @ flat.T
+        flat = 3.4445 * flat + (-4.7750 * square + 2.0315 * square @ square) @ flat
+    return flat if len(matrix) <= matrix.shape[1] else flat.T
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov's momentum (Sutskever et al. 2013, equations 3 and 4), orthogonalised for the weights of convolutions.
+
+    Such a weight is a matrix with a row for each output channel. Its gradient is mostly made of a few directions; when
+    all singular values are one, the rare ones are learnt as fast. Each such weight is also kept at the length of an
+    orthogonal matrix, so that a rate means the same turn throughout: for convolutions whose output is normalised, where
+    length says nothing. (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, whose airbench does so.)
+
+    Args:
+        parameters: tensors to train; those with four dimensions are weights of convolutions.
+        lr: learning rate.
+        momentum: 0..1, of all parameters.
+        weight_decay: share that the other parameters lose in each step, times the learning rate.
+    """
+
+    def __init__(self, parameters, lr: float, momentum: float, weight_decay: float):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in (parameter for parameter in group["params"] if parameter.grad is not None):
+                state = self.state[parameter]
+                velocity = state.setdefault("velocity", torch.zeros_like(parameter))
+                velocity.mul_(group["momentum"]).add_(parameter.grad)
+                direction = parameter.grad + group["momentum"] * velocity
+                if parameter.ndim == 4:
+                    direction = orthogonalised(direction.flatten(1)).view_as(parameter)
+                    parameter.mul_(min(len(parameter), parameter[0].numel()) ** 0.5 / parameter.norm())
+                else:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(direction, alpha=group["lr"])
