@@ -14,6 +14,8 @@ import nbformat
 import pytest
 
 from utils import report, run
+from utils.judge import build_judge, read
+from utils.storage import load_tensors
 
 ROOT = Path(__file__).parent.parent
 UNET, MNIST, CIFAR10 = run.QUICK  # in their order
@@ -172,6 +174,23 @@ def test_readme_shows_the_tables_of_results(part):
     tables = report.PARTS[part](RESULTS[part])
     assert report.with_tables(text, tables) == text, "run: python -m utils.report"
     assert (ROOT / "Results" / f"{part}.md").read_text(encoding="utf-8") == report.as_page(tables)
+
+
+def test_the_list_of_weights_is_that_of_results():
+    listed = (ROOT / "Results" / "weights.md").read_text(encoding="utf-8")
+    assert listed == report.weights_table(RESULTS, ROOT / "Results") + "\n", "run: python -m utils.report"
+
+
+def test_the_readmes_python_runs_as_pasted(monkeypatch):
+    """With the published weights, on a drawn digit: the judge reads the label that was sent."""
+    monkeypatch.chdir(ROOT)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(code, names)
+    judge = build_judge((1, 28, 28), 10)
+    judge.load_state_dict(load_tensors(ROOT / "Results" / "cvae_mnist_judge.pt"))
+    assert names["picture"].shape == (1, 1, 28, 28)
+    assert read(judge, names["picture"]).tolist() == names["lie"].tolist()
 
 
 @pytest.mark.parametrize(("notebook", "part"), list(zip(run.QUICK, report.PARTS)))

@@ -3,6 +3,7 @@
 `python -m utils.report` writes Results/*.md, and the same tables between their markers in the README.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -113,6 +114,32 @@ def cvae_tables(results: dict) -> dict[str, str]:
     return {f"cvae-{results['data']}": measure_table(results["models"] | baselines, names)}
 
 
+def weights_table(results: dict[str, dict], folder: Path) -> str:
+    """A row for each file of weights (*.pt) in a folder: its size and checksum, what trained it, its test figures.
+
+    Args:
+        results: of each part, by the name that its files begin with.
+        folder: where they lie.
+    """
+    rows = [["file", "MB", "trained by", "on the test set", "SHA-256"]]
+    for path in sorted(folder.glob("*.pt")):
+        part = next(part for part in results if path.name.startswith(f"{part}_"))
+        content, name = path.read_bytes(), path.stem.removeprefix(f"{part}_")
+        figures, checksum = figures_of(results[part], name), hashlib.sha256(content).hexdigest()
+        rows.append([path.name, f"{len(content) / 1e6:.1f}", NOTEBOOKS[part], figures, f"`{checksum}`"])
+    return markdown_table(rows)
+
+
+def figures_of(results: dict, name: str) -> str:
+    """What a part's results say of one network: a U-Net's variant, a classifier or a conditional VAE."""
+    if "variants" in results:
+        return f"IoU {results['variants'][name]['iou']:.3f}"
+    if name not in results["models"]:
+        return f"reads {results[f'{name}_accuracy']:.2%} right"
+    row = results["models"][name]
+    return ", ".join(f"{MEASURES[key]} {measure(key, row[key])}" for key in ("wrong_label_agreement", "negative_elbo"))
+
+
 def as_page(tables: dict[str, str]) -> str:
     """All tables, one after the other."""
     return "\n\n".join(tables.values()) + "\n"
@@ -134,16 +161,23 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
 
 def main() -> None:
     """Bring the pages in Results/ and the README up to date with the json files."""
-    readme, texts = Path("README.md"), {}
+    readme, folder, texts = Path("README.md"), Path("Results"), {}
     texts[readme] = readme.read_text(encoding="utf-8")
+    results = {part: json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in PARTS}
     for part, tables_of in PARTS.items():
-        tables = tables_of(json.loads(Path(f"Results/{part}.json").read_text(encoding="utf-8")))
+        tables = tables_of(results[part])
         texts[readme] = with_tables(texts[readme], tables)
-        texts[Path(f"Results/{part}.md")] = as_page(tables)
+        texts[folder / f"{part}.md"] = as_page(tables)
+    texts[folder / "weights.md"] = weights_table(results, folder) + "\n"
     for path, text in texts.items():
         write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
 
 
+NOTEBOOKS = {
+    "unet": "01_unet_segmentation.ipynb",
+    "cvae_mnist": "02_conditional_vae_mnist.ipynb",
+    "cvae_cifar10": "03_conditional_vae_cifar10.ipynb",
+}
 PARTS = {"unet": unet_tables, "cvae_mnist": cvae_tables, "cvae_cifar10": cvae_tables}
 
 
