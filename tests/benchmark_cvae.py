@@ -25,7 +25,7 @@ from utils.cvae import ConditionalVAE, elbo_terms
 from utils.labelled import LabelledBatches, LabelledSplit, to_unit
 from utils.training import best_device, best_precision
 
-BATCH, CHANNELS, COUNT, ROUNDS = 256, 12, 12_800, 11
+BATCH, CHANNELS, COUNT, ROUNDS = 256, 8, 12_800, 11
 
 
 def main() -> None:
