@@ -80,14 +80,14 @@ def test_published_classifiers_read_as_published(digits, name, build):
 
 @pytest.mark.parametrize("name", CVAES["models"])
 def test_published_vaes_answer_a_wrong_label_as_published(digits, name):
-    """-ELBO on the whole test set (another draw of the codes), the wrong labels on 500 images of it."""
+    """-ELBO on the whole test set with the notebook's own draw of the codes, the wrong labels on 500 images of it."""
     recipe, published = CVAES["recipe"], CVAES["models"][name]
     model = ConditionalVAE((1, 28, 28), 10, recipe["latent_size"], recipe["base_channels"], 2, "both")
     load_published(model, f"cvae_mnist_{name}")
     judge = load_published(build_judge((1, 28, 28), 10), "cvae_mnist_judge")
     images, labels = to_unit(digits.test.images), digits.test.labels
-    torch.manual_seed(1)
-    assert evidence(model, images, labels)["negative_elbo"] == pytest.approx(published["negative_elbo"], abs=0.1)
+    torch.manual_seed(CVAES["seed"])  # another draw differs by 0.06, the half precision of the weights by 0.0004
+    assert evidence(model, images, labels)["negative_elbo"] == pytest.approx(published["negative_elbo"], abs=0.01)
     measured = obedience(model, judge, images[:500], labels[:500], {})
     for measure in ("wrong_label_agreement", "swap_agreement", "own_label_agreement"):
         assert measured[measure] == pytest.approx(published[measure], abs=0.06)
