@@ -46,7 +46,9 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in (parameter for parameter in group["params"] if parameter.grad is not None):
                 state = self.state[parameter]
-                velocity = state.setdefault("velocity", torch.zeros_like(parameter))
+                if not state:
+                    state["velocity"] = torch.zeros_like(parameter)
+                velocity = state["velocity"]
                 velocity.mul_(group["momentum"]).add_(parameter.grad)
                 direction = parameter.grad + group["momentum"] * velocity
                 if parameter.ndim == 4:
