@@ -15,7 +15,7 @@ from utils import data, losses, training
 from utils.data import PetBatches, load_pets, to_input
 from utils.metrics import predict, segmentation_scores
 from utils.muon import Muon
-from utils.storage import DamagedFileError, load_tensors
+from utils.storage import DamagedFileError, load_tensors, save_tensors
 from utils.training import CheckpointError, DivergedError, best_precision, fit
 from utils.unet import UNet
 
@@ -134,6 +134,12 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     checkpoint.write_bytes(checkpoint.read_bytes()[:700])
     with pytest.raises(DamagedFileError, match=r"line.pt is damaged.*delete it and run again"):
         train(checkpoint)
+
+
+def test_the_same_content_makes_the_same_file(tmp_path):
+    for name in ("one.pt", "another.pt"):
+        save_tensors(tmp_path / name, {"weight": torch.arange(5.0)})
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
 
 
 def test_divergence_names_step_and_epoch_and_keeps_the_last_good_checkpoint(tmp_path):

@@ -27,8 +27,13 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def save_tensors(path: Path, content: dict) -> None:
-    """Write a dict of tensors, numbers, strings and lists of those, atomically."""
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    """Write a dict of tensors, numbers, strings and lists of those, atomically; the same content as the same bytes."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a path, torch writes its name, here with a process id, into the file
+            torch.save(content, file)
+
+    write_atomically(path, write)
 
 
 def load_tensors(path: Path) -> dict:
