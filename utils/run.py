@@ -43,7 +43,7 @@ QUICK = {  # embedded stand-in data, minutes instead of hours
         "epochs": 5,
         "trial_images": 640,
         "judge_channels": 8,
-        "judge_epochs": 2,
+        "judge_epochs": 3,
         "guide_channels": 8,
         "guide_epochs": 3,
         "batch_size": 32,
