@@ -76,7 +76,7 @@ def test_the_table_and_all_figures_are_there_and_say_stand_in(quick):
     assert report.two_by_two(results) in text
     assert report.long_table(results) in text
     assert "*** STAND-IN DATA" in text
-    assert pictures == 8
+    assert pictures == 9
 
 
 def test_the_conditional_vaes_learn(quick):
@@ -95,7 +95,7 @@ def test_the_conditional_vaes_tables_and_figures_are_there_and_say_stand_in(quic
     results = json.loads((quick / "cvae_mnist" / "results" / "cvae_mnist.json").read_text())
     assert next(iter(report.cvae_tables(results).values())) in text
     assert "*** STAND-IN DATA" in text
-    assert pictures == 14
+    assert pictures == 15
     folder = quick / "cvae_mnist" / "results"
     for name in ("cvae_mnist_wrong_labels.png", "cvae_mnist_wrong_labels_faithful.png"):
         assert (folder / name).stat().st_size > 10_000

@@ -78,7 +78,7 @@ def test_what_is_no_image_is_named(tmp_path, kind, message):
 def test_an_enormous_image_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     Image.new("L", (100, 100)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # an error from twice as many
-    with pytest.raises(DataError, match="large.png cannot be read"):
+    with pytest.raises(DataError, match=r"large\.png cannot be read"):
         photographs(tmp_path, 32)
 
 
@@ -110,5 +110,5 @@ def test_a_digit_takes_the_form_of_mnist(tmp_path, ground, ink, size):
 
 def test_a_blank_sheet_is_no_digit(tmp_path):
     Image.new("L", (40, 40), 200).save(tmp_path / "blank.png")
-    with pytest.raises(DataError, match="blank.png is all of one brightness"):
+    with pytest.raises(DataError, match=r"blank\.png is all of one brightness"):
         digit(tmp_path / "blank.png")

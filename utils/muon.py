@@ -25,10 +25,11 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov's momentum (Sutskever et al. 2013, equations 3 and 4), orthogonalised for the weights of convolutions.
 
-    Such a weight is a matrix with a row for each output channel. Its gradient is mostly made of a few directions; when
-    all singular values are one, the rare ones are learnt as fast. Each such weight is also kept at the length of an
-    orthogonal matrix, so that a rate means the same turn throughout: for convolutions whose output is normalised, where
-    length says nothing. (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, whose airbench does so.)
+    Such a weight is a matrix with a row for each output channel (of a transposed convolution, for each input channel).
+    Its gradient is mostly made of a few directions; when all singular values are one, the rare ones are learnt as fast.
+    Each such weight is also kept at the length of an orthogonal matrix, so that a rate means the same turn throughout:
+    for networks with normalisation, whose learnt scales make up for it. (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon, whose airbench does so.)
 
     Args:
         parameters: tensors to train; those with four dimensions are weights of convolutions.

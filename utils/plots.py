@@ -158,6 +158,19 @@ def plot_predictions(
     return titled(figure, title, source)
 
 
+def plot_masks(images: Tensor, names: Sequence[str], predicted: dict[str, Tensor], source: str) -> Figure:
+    """Each row: a photograph uint8 (3, H, W), and what each variant finds in it, bool (N, 1, H, W), in blue."""
+    figure, axes = grid(len(images), 1 + len(predicted))
+    for i, row in enumerate(axes):
+        show_image(row[0], images[i])
+        row[0].set_title(names[i], fontsize=9)
+        for ax, (variant, masks) in zip(row[1:], predicted.items()):
+            ax.imshow(images[i].float().mean(0).numpy(), cmap="gray", vmin=0, vmax=255)
+            paint(ax, masks[i, 0], FOUND_COLOUR)
+            ax.set_title(variant, fontsize=9)
+    return titled(figure, "What the four take for a pet", source)
+
+
 # --- Conditional VAEs -------------------------------------------------------------------------------------------------
 
 

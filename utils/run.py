@@ -20,8 +20,7 @@ QUICK = {  # embedded stand-in data, minutes instead of hours
     "01_unet_segmentation.ipynb": {
         "source": "stand-in",
         "image_size": 64,
-        "size_schedule": [[64, 14]],
-        "depth": 4,
+        "size_schedule": [[64, 7]],
         "run_dir": "runs/quick/unet",
     },
     "02_conditional_vae_mnist.ipynb": {
