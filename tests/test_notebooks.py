@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -207,6 +208,17 @@ def test_the_published_parameters_are_the_notebooks(notebook, part):
     for name, value in RESULTS[part]["recipe"].items():
         written = re.search(rf"^{name} = (.*?)  #", source, re.MULTILINE)[1]
         assert run.value_of(written) == value
+
+
+def test_the_readmes_commands_are_understood():
+    """Every `python -m utils.run` of the README: its notebooks and parameters are there."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^(?:.*&& )?python -m utils\.run ?(.*)$", text, re.MULTILINE)
+    assert len(commands) == 6
+    for command in commands:
+        options = run.parse(shlex.split(command))
+        plan = [(ROOT / name, run.parameters_for(name, options)) for name in options.notebooks]
+        run.refuse_unknown(plan, dict(options.parameter))
 
 
 def test_links_of_the_readme_lead_somewhere():
