@@ -228,7 +228,8 @@ def train_unet(checkpoint, epochs, down="strided", up="upsample", loss_function=
         return {"score": segmentation_scores(predicted, few.trimaps)["iou"]}
 
     batches = PetBatches(few, 8, [32] * epochs, seed=0)
-    return fit(model, batches, loss, score, epochs=epochs, checkpoint=checkpoint, **RECIPE)
+    recipe = RECIPE | {"learning_rate": 0.08, "momentum": 0.9, "weight_decay": 1e-3}
+    return fit(model, batches, loss, score, epochs=epochs, checkpoint=checkpoint, **recipe)
 
 
 def start(checkpoint):
