@@ -182,6 +182,14 @@ def test_the_list_of_weights_is_that_of_results():
     assert listed == report.weights_table(RESULTS, ROOT / "Results") + "\n", "run: python -m utils.report"
 
 
+def test_what_is_published_is_small():
+    """Weights of 25 MB in all at the most, pictures of 500 kB, notebooks of 1.5 MB."""
+    sizes = {path: path.stat().st_size for path in [*(ROOT / "Results").iterdir(), *ROOT.glob("*.ipynb")]}
+    assert sum(size for path, size in sizes.items() if path.suffix == ".pt") <= 25e6
+    assert not [path.name for path, size in sizes.items() if path.suffix == ".png" and size >= 500e3]
+    assert not [path.name for path, size in sizes.items() if path.suffix == ".ipynb" and size >= 1.5e6]
+
+
 def test_the_readmes_python_runs_as_pasted(monkeypatch):
     """With the published weights, on a drawn digit: the judge reads the label that was sent."""
     monkeypatch.chdir(ROOT)
