@@ -85,7 +85,7 @@ def baselines(train_trimaps: Tensor, test_trimaps: Tensor) -> dict[str, dict[str
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 16) -> Tensor:
+def predict(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
     """Foreground probabilities, float32 (N, 1, H, W) in 0..1 on the CPU, of uint8 images (N, 3, H, W)."""
     device = next(model.parameters()).device
     model.eval()
