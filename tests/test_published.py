@@ -12,21 +12,21 @@ from utils.data import load_pets
 from utils.judge import accuracy, build_guide, build_judge, build_picture_guide, build_picture_judge
 from utils.labelled import load_digits, load_pictures, to_unit
 from utils.metrics import baselines, predict, segmentation_scores
-from utils.storage import load_tensors
+from utils.published import Published
 from utils.unet import DOWN, UP, UNet
 from utils.wrong_labels import colour, evidence, obedience
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("DATA_DIR", ROOT / "data"))
 PARTS = ("unet", "cvae_mnist", "cvae_cifar10")
-UNETS, CVAES, COLOURED = (json.loads((ROOT / "Results" / f"{part}.json").read_text("utf-8")) for part in PARTS)
+PUBLISHED = {part: json.loads((ROOT / "Results" / f"{part}.json").read_text("utf-8")) for part in PARTS}
+UNETS, CVAES, COLOURED = PUBLISHED.values()
 KINDS = {short: kind for kind, short in (DOWN | UP).items()}  # "MP": "maxpool", ...
 
 
-def load_published(model, name):
+def load_published(model, part, name):
     """The model with its weights from Results/, in evaluation mode."""
-    model.load_state_dict(load_tensors(ROOT / "Results" / f"{name}.pt"))
-    return model.eval()
+    return Published(part, PUBLISHED[part]["data"]).network(name, model)[0]
 
 
 # --- Part 1 -----------------------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def test_published_weights_find_validation_pets(pets, variant):
     down, up, _ = variant.split("+")
     recipe = UNETS["recipe"]
     model = UNet(3, 1, recipe["base_channels"], recipe["depth"], KINDS[down], KINDS[up])
-    load_published(model, f"unet_{variant}")
+    load_published(model, "unet", variant)
     few = [part[:64] for part in pets.validation]
     scores = segmentation_scores(predict(model, few[0]) >= 0.5, few[1])
     assert scores["iou"] == pytest.approx(UNETS["variants"][variant]["iou_one_view"], abs=0.06)
@@ -74,7 +74,7 @@ def test_the_official_splits_of_mnist(digits):
 
 @pytest.mark.parametrize(("name", "build"), [("judge", build_judge), ("guide", build_guide)])
 def test_published_classifiers_read_as_published(digits, name, build):
-    classifier = load_published(build((1, 28, 28), 10), f"cvae_mnist_{name}")
+    classifier = load_published(build((1, 28, 28), 10), "cvae_mnist", name)
     assert accuracy(classifier, *digits.test) == pytest.approx(CVAES[f"{name}_accuracy"], abs=3e-4)
 
 
@@ -83,8 +83,8 @@ def test_published_vaes_answer_a_wrong_label_as_published(digits, name):
     """-ELBO on the whole test set with the notebook's own draw of the codes, the wrong labels on 500 images of it."""
     recipe, published = CVAES["recipe"], CVAES["models"][name]
     model = ConditionalVAE((1, 28, 28), 10, recipe["latent_size"], recipe["base_channels"], 2, "both")
-    load_published(model, f"cvae_mnist_{name}")
-    judge = load_published(build_judge((1, 28, 28), 10), "cvae_mnist_judge")
+    load_published(model, "cvae_mnist", name)
+    judge = load_published(build_judge((1, 28, 28), 10), "cvae_mnist", "judge")
     images, labels = to_unit(digits.test.images), digits.test.labels
     torch.manual_seed(CVAES["seed"])  # another draw differs by 0.06, the half precision of the weights by 0.0004
     assert evidence(model, images, labels)["negative_elbo"] == pytest.approx(published["negative_elbo"], abs=0.01)
@@ -110,7 +110,7 @@ def test_the_official_splits_of_cifar10(pictures):
 
 @pytest.mark.parametrize(("name", "build"), [("judge", build_picture_judge), ("guide", build_picture_guide)])
 def test_published_classifiers_read_pictures_as_published(pictures, name, build):
-    classifier = load_published(build(10, COLOURED["recipe"][f"{name}_channels"]), f"cvae_cifar10_{name}")
+    classifier = load_published(build(10, COLOURED["recipe"][f"{name}_channels"]), "cvae_cifar10", name)
     some = pictures.test.images[::5], pictures.test.labels[::5]
     assert accuracy(classifier, *some) == pytest.approx(COLOURED[f"{name}_accuracy"], abs=0.03)
 
@@ -121,8 +121,8 @@ def test_published_vaes_of_pictures_answer_a_wrong_label_as_published(pictures, 
     recipe, published = COLOURED["recipe"], COLOURED["models"][name]
     shape, hidden = ((3, 32, 32), 10, recipe["latent_size"], recipe["base_channels"], 3), {"plain": 0}
     model = ConditionalVAE(*shape, label_to, "gaussian", hidden.get(name, recipe["hidden"]))
-    load_published(model, f"cvae_cifar10_{name}")
-    judge = load_published(build_picture_judge(10, recipe["judge_channels"]), "cvae_cifar10_judge")
+    load_published(model, "cvae_cifar10", name)
+    judge = load_published(build_picture_judge(10, recipe["judge_channels"]), "cvae_cifar10", "judge")
     images, labels = to_unit(pictures.test.images[::50]), pictures.test.labels[::50]
     torch.manual_seed(1)
     assert evidence(model, images, labels)["negative_elbo"] == pytest.approx(published["negative_elbo"], rel=0.05)

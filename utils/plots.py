@@ -49,6 +49,11 @@ def show_image(ax: Axes, image: Tensor) -> None:
     ax.imshow(image.permute(1, 2, 0).numpy())
 
 
+def show_grey(ax: Axes, image: Tensor) -> None:
+    """An image uint8 (3, H, W) without its colours, as a ground to paint on."""
+    ax.imshow(image.float().mean(0).numpy(), cmap="gray", vmin=0, vmax=255)
+
+
 def paint(ax: Axes, mask: Tensor, colour: str, opacity: float = 0.6) -> None:
     """Tint the pixels where mask (H, W) is true."""
     rgb = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -148,7 +153,7 @@ def plot_predictions(
         truth = trimaps[i, 0] != BACKGROUND
         for ax, variant in zip(row[2:], predicted):
             mask = predicted[variant][i, 0]
-            ax.imshow(images[i].float().mean(0).numpy(), cmap="gray", vmin=0, vmax=255)
+            show_grey(ax, images[i])
             paint(ax, mask & truth, FOUND_COLOUR)
             paint(ax, truth & ~mask, MISSED_COLOUR)
             paint(ax, mask & ~truth, FALSE_ALARM_COLOUR)
@@ -165,7 +170,7 @@ def plot_masks(images: Tensor, names: Sequence[str], predicted: dict[str, Tensor
         show_image(row[0], images[i])
         row[0].set_title(names[i], fontsize=9)
         for ax, (variant, masks) in zip(row[1:], predicted.items()):
-            ax.imshow(images[i].float().mean(0).numpy(), cmap="gray", vmin=0, vmax=255)
+            show_grey(ax, images[i])
             paint(ax, masks[i, 0], FOUND_COLOUR)
             ax.set_title(variant, fontsize=9)
     return titled(figure, "What the four take for a pet", source)
