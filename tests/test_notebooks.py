@@ -132,7 +132,7 @@ def test_a_notebook_opened_alone_clones_the_course(tmp_path, notebook):
     clone = tmp_path / "origin"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
     cells = nbformat.read(ROOT / notebook, as_version=4).cells
-    setup = next(cell.source for cell in cells if "git" in cell.source and cell.cell_type == "code")
+    setup = next(cell.source for cell in cells if '"git", "clone"' in cell.source)
     alone = tmp_path / "alone"
     alone.mkdir()
     program = f"repo_url = {clone.as_uri()!r}\n{setup}\nimport utils.unet; print(utils.unet.__file__)"
