@@ -92,9 +92,7 @@ def test_a_damaged_cache_is_named_and_rebuilt(root, damage):
     cache = root.parent / "cache" / f"oxford-iiit-pet-test-{SIZE}.pt"
     content = cache.read_bytes()
     if damage == "altered":
-        saved = torch.load(cache, weights_only=True)
-        saved["tensors"]["images"][0, 0, 0, 0] += 1
-        torch.save(saved, cache)
+        cache.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
     else:
         cache.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"not a cache")
     with pytest.warns(UserWarning, match=f"oxford-iiit-pet-test-{SIZE}.pt is not used and will be rebuilt"):
@@ -236,7 +234,10 @@ def test_digits_vary_in_slant_and_thickness():
     assert np.ptp([m["m00"] for m in moments]) > 0.5 * np.mean([m["m00"] for m in moments])
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((0, 0), "count must be at least 1"), ((1, -1), "seed must be at")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0, 0), "count=0: must be an integer of 1 or more"), ((1, -1), "seed=-1: must be an integer of 0 or more")],
+)
 def test_digits_refuse_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         standins.digits(*arguments)

@@ -247,7 +247,7 @@ def test_a_picture_depends_on_seed_and_number_alone():
     many, few = standins.shapes(20, seed=3)[0], standins.shapes(10, seed=3)[0]
     assert np.array_equal(many[:10], few)
     assert not np.array_equal(few, standins.shapes(10, seed=4)[0])
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="count=0: must be an integer of 1 or more"):
         standins.shapes(0, seed=0)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from utils import report, run
 from utils.judge import build_judge, read
+from utils.parameters import check_parameters
 from utils.storage import load_tensors
 
 ROOT = Path(__file__).parent.parent
@@ -225,8 +226,9 @@ def test_the_readmes_commands_are_understood():
     assert len(commands) == 6
     for command in commands:
         options = run.parse(shlex.split(command))
-        plan = [(ROOT / name, run.parameters_for(name, options)) for name in options.notebooks]
-        run.refuse_unknown(plan, dict(options.parameter))
+        run.refuse_unknown(options)
+        for name in options.notebooks:
+            check_parameters(name, run.parameters_for(name, options))
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from utils import data, losses, training
-from utils.data import PetBatches, load_pets, to_input
+from utils.data import DataError, PetBatches, load_pets, to_input
 from utils.metrics import predict, segmentation_scores
 from utils.muon import Muon
-from utils.storage import DamagedFileError, load_tensors, save_tensors
+from utils.storage import DamagedFileError, StorageError, load_tensors, save_tensors
 from utils.training import CheckpointError, DivergedError, best_precision, fit
 from utils.unet import UNet
 
@@ -176,7 +176,8 @@ def test_long_gradients_are_scaled_down(tmp_path):
         assert (length <= 1.001e-3) == (steepest == 1e-3)
 
 
-def test_with_a_momentum_it_is_muon_at_a_falling_rate(tmp_path):
+def test_with_a_momentum_it_is_muon_at_a_falling_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "best_precision", lambda device: torch.float32)
     recipe = {"momentum": 0.8, "weight_decay": 0.1, "epochs": 3, "settings": {}}
     _, result = train(tmp_path / "line.pt", score=lambda model: {"score": -model.bias.item()}, **recipe)
     torch.manual_seed(0)
@@ -192,6 +193,81 @@ def test_with_a_momentum_it_is_muon_at_a_falling_rate(tmp_path):
         scores.append(-by_hand.bias.item())
     assert [row["score"] for row in result.history] == pytest.approx(scores, rel=1e-5)
     assert result.history[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
+
+
+def test_an_unfinished_training_of_another_torch_is_refused_and_kept(tmp_path):
+    checkpoint = tmp_path / "line.pt"
+    train(checkpoint)
+    finished = load_tensors(checkpoint)
+    save_tensors(checkpoint, finished | {"torch": "2.3.1"})
+    train(checkpoint)  # finished: it is only loaded
+    for name in ("history", "seconds"):
+        finished[name] = finished[name][:-1]
+    save_tensors(checkpoint, finished | {"torch": "2.3.1"})
+    content = checkpoint.read_bytes()
+    with pytest.raises(CheckpointError, match=r"line\.pt was left unfinished by torch 2\.3\.1, .* delete it"):
+        train(checkpoint)
+    assert checkpoint.read_bytes() == content
+
+
+def test_a_file_of_ours_that_is_no_checkpoint_is_refused(tmp_path):
+    save_tensors(tmp_path / "line.pt", {"weights": torch.ones(2)})
+    with pytest.raises(CheckpointError, match=r"line\.pt is no checkpoint of a training \(no history\): delete it"):
+        train(tmp_path / "line.pt")
+
+
+def test_a_clock_set_back_changes_nothing(tmp_path, monkeypatch):
+    model, _ = train(tmp_path / "ahead.pt")
+    now = time.time()
+    backwards = iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: now - 1000 * next(backwards))  # what the progress bar looks at
+    again, result = train(tmp_path / "back.pt")
+    assert torch.equal(model.weight, again.weight)
+    assert min(result.seconds) >= 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"learning_rate": -0.1}, "learning_rate=-0.1: must be a number of 0 or more"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"weight_decay": float("inf")}, "weight_decay=inf"),
+        ({"momentum": -1}, "momentum=-1"),
+        ({"epochs": 0}, "epochs=0: must be an integer of 1 or more"),
+        ({"epochs": 2.5}, "epochs=2.5"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(tmp_path, recipe, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "line.pt", **recipe)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "line.pt"
+    saved = []
+
+    def save(path, content):
+        if len(saved) == 2:
+            raise StorageError(f"{path} cannot be written")
+        saved.append(save_tensors(path, content))
+
+    monkeypatch.setattr(training, "save_tensors", save)
+    with pytest.raises(StorageError, match=r"line\.pt cannot be written"):
+        train(checkpoint)
+    assert len(load_tensors(checkpoint)["history"]) == 2
+
+
+def test_batches_made_ahead_are_the_same_and_errors_come_through():
+    assert list(training.one_ahead(iter([1, 2, 3]))) == [1, 2, 3]
+    assert list(training.one_ahead(iter([]))) == []
+
+    def broken():
+        yield 1
+        raise DataError("image 7 does not decode")
+
+    with pytest.raises(DataError, match="image 7"):
+        list(training.one_ahead(broken()))
 
 
 def test_too_short_for_a_cycle(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.checks import check_labels, check_range
 from utils.losses import bernoulli_loss, gaussian_loss, kl_loss
 
 LABEL_TO = ("encoder", "decoder", "both")
@@ -137,10 +138,7 @@ class ConditionalVAE(nn.Module):
 
     def embed(self, labels: Tensor, count: int) -> Tensor:
         """The one-hot vector of each label (count, classes), through the embedding layer: (count, EMBEDDING)."""
-        if labels.dtype != torch.int64 or labels.shape != (count,):
-            raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}, expected torch.int64 ({count},)")
-        if count and not 0 <= labels.min() <= labels.max() < self.classes:
-            raise ValueError(f"labels reach from {labels.min()} to {labels.max()}, expected 0 to {self.classes - 1}")
+        check_labels(labels, count, self.classes)
         return self.embedding(F.one_hot(labels, self.classes).to(self.embedding.weight.dtype))
 
     def check_images(self, images: Tensor) -> None:
@@ -148,8 +146,7 @@ class ConditionalVAE(nn.Module):
         if not images.is_floating_point() or tuple(images.shape[1:]) != self.image_shape:
             shape = f"(N, {', '.join(map(str, self.image_shape))})"
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected floats {shape}")
-        if len(images) and not 0 <= images.min() <= images.max() <= 1:  # false for NaN, too
-            raise ValueError(f"images reach from {images.min():.3g} to {images.max():.3g}, expected 0 to 1")
+        check_range(0, 1, images=images)
 
 
 def elbo_terms(model: ConditionalVAE, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from torchvision.datasets import OxfordIIITPet
 from tqdm import tqdm
 
 from utils import standins
+from utils.checks import check_bytes, check_integers
 from utils.storage import cached
 
 PET, BACKGROUND, BORDER = 1, 2, 3
@@ -189,7 +190,12 @@ def open_image(path: Path) -> Image.Image:
 
 
 def to_input(images: Tensor) -> Tensor:
-    """What the U-Nets eat: uint8 (N, 3, H, W) in 0..255 -> float32 in about -2..2, in channels-last memory."""
+    """What the U-Nets eat: uint8 (N, 3, H, W) in 0..255 -> float32 in -2..2, in channels-last memory.
+
+    Raises:
+        ValueError: for images of another type or number of dimensions.
+    """
+    check_bytes(images=images)
     return ((images.float() - 127.5) / 63.75).contiguous(memory_format=torch.channels_last)
 
 
@@ -228,12 +234,14 @@ class PetBatches:
         seed: of order and augmentation.
 
     Raises:
-        ValueError: if the split is smaller than one batch.
+        ValueError: if the split is smaller than one batch, or a size or the seed is no integer.
     """
 
     def __init__(self, split: Split, batch_size: int, sizes: list[int], seed: int):
         if not 1 <= batch_size <= len(split.images):
             raise ValueError(f"batch_size={batch_size}: must be from 1 to {len(split.images)}, the images there are")
+        check_integers(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+        check_integers(0, seed=seed)
         self.images = split.images.permute(0, 2, 3, 1).numpy()  # (N, H, W, 3), as albumentations wants them
         self.trimaps = split.trimaps[:, 0].numpy()
         self.batch_size, self.sizes, self.seed = batch_size, sizes, seed

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from utils.checks import check_integers, check_labels
 from utils.cvae import elbo_terms
 from utils.judge import moved, with_noise
 from utils.labelled import CLASSES, LabelledSplit, to_unit
@@ -25,10 +26,18 @@ class Discriminator(nn.Module):
 
     Spectral normalisation keeps its slope in bounds (Miyato et al. 2018, arXiv:1802.05957); the score is
     w h + (V y) h for the features h and the one-hot label y (Miyato and Koyama 2018, arXiv:1802.05637, equation 3).
+
+    Args:
+        channels: of an image.
+        base_channels: after the first convolution; doubled by each of the next two.
+
+    Raises:
+        ValueError: if one of the two is no positive integer.
     """
 
     def __init__(self, channels: int, base_channels: int):
         super().__init__()
+        check_integers(channels=channels, base_channels=base_channels)
         widths = [channels, base_channels, 2 * base_channels, 4 * base_channels]
         layers = []
         for narrow, wide in pairwise(widths):
@@ -38,7 +47,12 @@ class Discriminator(nn.Module):
         self.fits = spectral_norm(nn.Linear(CLASSES, widths[-1], bias=False))
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Scores (N,), high for real, of images (N, C, H, W) in 0..1 and labels int64 (N,)."""
+        """Scores (N,), high for real, of images (N, C, H, W) in 0..1 and labels int64 (N,).
+
+        Raises:
+            ValueError: for labels of another shape, type or range.
+        """
+        check_labels(labels, len(images), CLASSES)
         features = 4 * self.features(images).mean((2, 3))  # (N, wide)
         one_hot = F.one_hot(labels, CLASSES).to(features.dtype)
         return self.real(features)[:, 0] + (features * self.fits(one_hot)).sum(1)
@@ -83,14 +97,23 @@ class Lookalikes:
 
     Args:
         split: where to look.
+
+    Raises:
+        ValueError: if it lacks a class.
     """
 
     def __init__(self, split: LabelledSplit):
         self.images = [split.images[split.labels == label] for label in range(CLASSES)]
+        check_integers(**{f"images of class {label}": len(images) for label, images in enumerate(self.images)})
         self.layouts = [layout(images) for images in self.images]
 
     def find(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Uint8 (N, C, H, W): for each image, uint8 (N, C, H, W), its lookalike in the class of its label (N,)."""
+        """Uint8 (N, C, H, W): for each image, uint8 (N, C, H, W), its lookalike in the class of its label (N,).
+
+        Raises:
+            ValueError: for images or labels of another shape, type or range.
+        """
+        check_labels(labels, len(images), CLASSES)
         wanted = zip(labels.tolist(), layout(images))
         nearest = [(label, (self.layouts[label] - one).square().sum(1).argmin()) for label, one in wanted]
         return torch.stack([self.images[label][index] for label, index in nearest])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.checks import check_bytes, check_integers, check_not_negative, check_same_shape
 from utils.labelled import to_unit
 
 
@@ -21,7 +22,12 @@ def convolution(in_channels: int, out_channels: int, size: int, stride: int = 1)
 
 
 def build_judge(image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """Small 3x3 convolutions and max pooling (in the manner of Simonyan and Zisserman 2014): logits (N, classes)."""
+    """Small 3x3 convolutions and max pooling (in the manner of Simonyan and Zisserman 2014): logits (N, classes).
+
+    Raises:
+        ValueError: if a size is no positive integer.
+    """
+    check_sizes(image_shape, classes)
     return nn.Sequential(
         *convolution(image_shape[0], 16, 3),
         nn.MaxPool2d(2),
@@ -37,7 +43,12 @@ def build_judge(image_shape: tuple[int, int, int], classes: int) -> nn.Sequentia
 
 
 def build_guide(image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """Few 5x5 strided convolutions and a hidden layer (in the manner of LeCun et al. 1998): logits (N, classes)."""
+    """Few 5x5 strided convolutions and a hidden layer (in the manner of LeCun et al. 1998): logits (N, classes).
+
+    Raises:
+        ValueError: if a size is no positive integer.
+    """
+    check_sizes(image_shape, classes)
     channels, height, width = image_shape
     return nn.Sequential(
         *convolution(channels, 16, 5, stride=2),
@@ -48,6 +59,12 @@ def build_guide(image_shape: tuple[int, int, int], classes: int) -> nn.Sequentia
         nn.Dropout(0.3),
         nn.Linear(128, classes),
     )
+
+
+def check_sizes(image_shape: tuple[int, int, int], classes: int) -> None:
+    """Refuse what cannot be the shape of an image, or a number of classes."""
+    channels, height, width = image_shape
+    check_integers(channels=channels, height=height, width=width, classes=classes)
 
 
 class Mirrored(nn.Sequential):
@@ -100,7 +117,11 @@ def build_picture_judge(classes: int, base_channels: int) -> Mirrored:
     """For RGB pictures of 32 x 32: the layers of airbench (Jordan 2024, arXiv:2404.00498, section 3.1), of any width.
 
     Its first convolution is for `whiten`.
+
+    Raises:
+        ValueError: if a size is no positive integer.
     """
+    check_integers(classes=classes, base_channels=base_channels)
     wide = 4 * base_channels
     return Mirrored(
         nn.Conv2d(3, 24, 2),
@@ -137,7 +158,11 @@ def build_picture_guide(classes: int, base_channels: int) -> nn.Sequential:
 
     A convolution that steps, or maximum pooling, looks at some pixels more than at their neighbours, and what pleases
     such a guide has stripes (Odena, Dumoulin and Olah 2016, doi:10.23915/distill.00003, on the gradient's artifacts).
+
+    Raises:
+        ValueError: if a size is no positive integer.
     """
+    check_integers(classes=classes, base_channels=base_channels)
     layers, widths = [], [3, *(base_channels * 2**level for level in (0, 1, 1, 2, 2, 3))]
     for level, (before, after) in enumerate(pairwise(widths)):
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.SiLU()]
@@ -151,12 +176,21 @@ def with_noise(images: Tensor, most: float) -> Tensor:
 
     A classifier that has to read through noise must look at large shapes, and its gradient points at them: the link
     between robustness and gradients that people can read is shown by Kaur, Cohen and Lipton 2019 (arXiv:1910.08640).
+
+    Raises:
+        ValueError: if `most` is negative, or no finite number.
     """
+    check_not_negative(most=most)
     return images + torch.rand(len(images), 1, 1, 1, device=images.device) * most * torch.randn_like(images)
 
 
 def moved(images: Tensor, reach: int) -> Tensor:
-    """Images (N, C, H, W), all shifted by up to `reach` pixels each way (around the edge) and mirrored, or not."""
+    """Images (N, C, H, W), all shifted by up to `reach` pixels each way (around the edge) and mirrored, or not.
+
+    Raises:
+        ValueError: if `reach` is no integer of 0 or more.
+    """
+    check_integers(0, reach=reach)
     down, right, mirrored = torch.randint(-reach, reach + 1, (2,)).tolist() + [torch.rand(()) < 0.5]
     images = images.roll((down, right), dims=(2, 3))
     return images.flip(3) if mirrored else images
@@ -189,6 +223,13 @@ def read(classifier: nn.Module, images: Tensor) -> Tensor:
 
 
 def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of uint8 images (N, C, H, W) whose label the classifier reads right, in 0..1."""
+    """Share of uint8 images (N, C, H, W) whose label, int64 (N,), the classifier reads right, in 0..1.
+
+    Raises:
+        ValueError: if there is no image, or not one label for each.
+    """
+    check_bytes(images=images)
+    check_integers(images=len(images))
+    check_same_shape(labels=labels, images=images[:, 0, 0, 0])
     device = next(classifier.parameters()).device
     return (read(classifier, to_unit(images.to(device))).cpu() == labels).float().mean().item()

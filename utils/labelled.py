@@ -15,6 +15,7 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 from tqdm import tqdm
 
 from utils import standins
+from utils.checks import check_bytes, check_integers, check_labels
 from utils.data import SPLIT_SEED, DataError, file_size, open_image, remedy
 from utils.storage import cached
 
@@ -175,7 +176,12 @@ def unpickled(official: CIFAR10) -> LabelledSplit:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """What the conditional VAEs eat: uint8 (N, C, H, W) in 0..255 -> float32 in 0..1, in channels-last memory."""
+    """What the conditional VAEs eat: uint8 (N, C, H, W) in 0..255 -> float32 in 0..1, in channels-last memory.
+
+    Raises:
+        ValueError: for images of another type or number of dimensions.
+    """
+    check_bytes(images=images)
     return (images.float() / 255).contiguous(memory_format=torch.channels_last)
 
 
@@ -199,12 +205,14 @@ class LabelledBatches:
         augment: for each image; none if left out.
 
     Raises:
-        ValueError: if the split is smaller than one batch.
+        ValueError: if the split is smaller than one batch, has not as many labels as images, or the seed is no integer.
     """
 
     def __init__(self, split: LabelledSplit, batch_size: int, seed: int, augment: A.Compose | None = None):
         if not 1 <= batch_size <= len(split.labels):
             raise ValueError(f"batch_size={batch_size}: must be from 1 to {len(split.labels)}, the images there are")
+        check_labels(split.labels, len(split.images), CLASSES)
+        check_integers(0, seed=seed)
         self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
 
     def __len__(self) -> int:

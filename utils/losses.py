@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.checks import check_range, check_same_shape
+
 EPSILON = 1e-5  # of the Dice loss, as the assignment gives it
 
 
@@ -17,9 +19,12 @@ def bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
         targets: same shape, values in [0, 1].
 
     Returns:
-        A scalar in nats, 0 or more.
+        A scalar in nats, 0 or more; NaN where a logit is.
+
+    Raises:
+        ValueError: for targets of another shape or range.
     """
-    check_same_shape(logits=logits, targets=targets)
+    check_targets(logits, targets=targets)
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
 
 
@@ -36,9 +41,12 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
         targets: same shape, values in [0, 1].
 
     Returns:
-        A scalar in [0, 1].
+        A scalar in [0, 1]; NaN where a logit is.
+
+    Raises:
+        ValueError: for targets of another shape or range.
     """
-    check_same_shape(logits=logits, targets=targets)
+    check_targets(logits, targets=targets)
     logits, targets = logits.float(), targets.float()
     # exp(log sigmoid) keeps the gradient p (1 - p) alive where sigmoid itself has rounded to 0 or 1.
     p, not_p = F.logsigmoid(logits).exp(), F.logsigmoid(-logits).exp()
@@ -57,9 +65,12 @@ def bernoulli_loss(logits: Tensor, images: Tensor) -> Tensor:
         images: same shape, values in [0, 1].
 
     Returns:
-        (N,), nats per image, 0 or more.
+        (N,), nats per image, 0 or more; NaN where a logit is.
+
+    Raises:
+        ValueError: for images of another shape or range.
     """
-    check_same_shape(logits=logits, images=images)
+    check_targets(logits, images=images)
     pixels = F.binary_cross_entropy_with_logits(logits.float(), images.float(), reduction="none")
     return pixels.flatten(1).sum(1)
 
@@ -77,9 +88,12 @@ def gaussian_loss(logits: Tensor, images: Tensor, log_deviation: Tensor) -> Tens
         log_deviation: scalar, log s, where 1 is the whole range of a pixel.
 
     Returns:
-        (N,), nats per image.
+        (N,), nats per image; NaN where a logit is.
+
+    Raises:
+        ValueError: for images of another shape or range.
     """
-    check_same_shape(logits=logits, images=images)
+    check_targets(logits, images=images)
     errors = (logits.float().sigmoid() - images.float()).square().flatten(1)
     return errors.sum(1) * torch.exp(-2 * log_deviation) / 2 + errors.shape[1] * (log_deviation + log(2 * pi) / 2)
 
@@ -93,7 +107,10 @@ def kl_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
         mean, log_variance: (N, latent size), unbounded.
 
     Returns:
-        (N,), nats per image, 0 or more.
+        (N,), nats per image, 0 or more; NaN where a mean or log-variance is.
+
+    Raises:
+        ValueError: if the shapes differ.
     """
     check_same_shape(means=mean, log_variances=log_variance)
     mean, log_variance = mean.float(), log_variance.float()
@@ -101,8 +118,7 @@ def kl_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
     return (mean**2 + torch.expm1(log_variance) - log_variance).sum(1) / 2
 
 
-def check_same_shape(**tensors: Tensor) -> None:
-    """Refuse what broadcasting would silently accept."""
-    (first, one), (second, other) = tensors.items()
-    if one.shape != other.shape:
-        raise ValueError(f"{first} have shape {tuple(one.shape)}, {second} {tuple(other.shape)}: they must be equal")
+def check_targets(logits: Tensor, **targets: Tensor) -> None:
+    """Refuse targets of another shape, or outside 0..1. Boolean ones cannot be; looking would make a GPU wait."""
+    check_same_shape(logits=logits, **targets)
+    check_range(0, 1, **{name: target for name, target in targets.items() if target.is_floating_point()})

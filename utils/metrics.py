@@ -7,7 +7,8 @@ a small one; `iou_per_image` divides for each image and then averages. 'Border i
 import torch
 from torch import Tensor, nn
 
-from utils.data import BORDER, foreground, to_input
+from utils.checks import check_integers, check_range, check_same_shape
+from utils.data import BORDER, PET, foreground, to_input
 
 THRESHOLD = 0.5  # a pixel is foreground where its probability is at least this
 
@@ -58,7 +59,12 @@ def segmentation_scores(predicted: Tensor, trimaps: Tensor) -> dict[str, float]:
     Args:
         predicted: bool (N, 1, H, W), True for foreground.
         trimaps: uint8 (N, 1, H, W) in {1, 2, 3}; the target is pet + border.
+
+    Raises:
+        ValueError: if there is no image, the shapes differ, or a trimap holds other values.
     """
+    check_integers(images=len(trimaps))
+    check_range(PET, BORDER, trimaps=trimaps)
     target = foreground(trimaps)
     counts = confusion(predicted, target)
     whole = counts.sum(0)
@@ -75,7 +81,17 @@ def segmentation_scores(predicted: Tensor, trimaps: Tensor) -> dict[str, float]:
 
 
 def baselines(train_trimaps: Tensor, test_trimaps: Tensor) -> dict[str, dict[str, float]]:
-    """Scores of two guesses that look at no image: everything is foreground, and the mean training mask."""
+    """Scores of two guesses that look at no image: everything is foreground, and the mean training mask.
+
+    Args:
+        train_trimaps, test_trimaps: uint8 (N, 1, H, W) in {1, 2, 3}, of one size.
+
+    Raises:
+        ValueError: if there is no trimap, the sizes differ, or a trimap holds other values.
+    """
+    check_integers(training_images=len(train_trimaps))
+    check_range(PET, BORDER, training_trimaps=train_trimaps)
+    check_same_shape(training_trimaps=train_trimaps[0], test_trimaps=test_trimaps[:1].sum(0))
     everything = torch.ones_like(test_trimaps, dtype=torch.bool)
     mean_mask = foreground(train_trimaps).float().mean(0, keepdim=True) >= THRESHOLD  # (1, 1, H, W)
     return {
@@ -86,7 +102,12 @@ def baselines(train_trimaps: Tensor, test_trimaps: Tensor) -> dict[str, dict[str
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
-    """Foreground probabilities, float32 (N, 1, H, W) in 0..1 on the CPU, of uint8 images (N, 3, H, W)."""
+    """Foreground probabilities, float32 (N, 1, H, W) in 0..1 on the CPU, of uint8 images (N, 3, H, W).
+
+    Raises:
+        ValueError: for images of another type, or that the model refuses.
+    """
+    check_integers(batch_size=batch_size)
     device = next(model.parameters()).device
     model.eval()
     return torch.cat([model(to_input(part.to(device))).float().sigmoid().cpu() for part in images.split(batch_size)])
@@ -98,7 +119,12 @@ def iou_difference(before: Tensor, after: Tensor, resamples: int = 1000) -> tupl
     Args:
         before, after: counts int64 (N, 4) of two models on the same N images.
         resamples: how many times N images are drawn with replacement (Efron 1979, the percentile method).
+
+    Raises:
+        ValueError: if there is no image, or the models saw different numbers of them.
     """
+    check_integers(images=len(before), resamples=resamples)
+    check_same_shape(counts_before=before, counts_after=after)
     drawn = torch.randint(len(before), (resamples, len(before)), generator=torch.Generator().manual_seed(0))
     differences = iou(after[drawn].sum(1)) - iou(before[drawn].sum(1))  # (resamples,)
     low, high = differences.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from utils.checks import check_not_negative
+
 
 def orthogonalised(matrix: Tensor) -> Tensor:
     """A matrix with the same singular vectors, (M, N), whose singular values are all about 1: from 0.68 to 1.21.
@@ -18,7 +20,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     flat = flat / (flat.norm() + 1e-7)
     for _ in range(3):
         square = flat @ flat.T
-        flat = 3.4445 * flat + (-4.7750 * square + 2.0315 * square @ square) @ flat
+        polynomial = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        flat = torch.addmm(flat, polynomial, flat, beta=3.4445)
     return flat if len(matrix) <= matrix.shape[1] else flat.T
 
 
@@ -36,9 +39,13 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate.
         momentum: 0..1, of all parameters.
         weight_decay: share that the other parameters lose in each step, times the learning rate.
+
+    Raises:
+        ValueError: if one of the three is negative, or no finite number.
     """
 
     def __init__(self, parameters, lr: float, momentum: float, weight_decay: float):
+        check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from utils.checks import check_integers
 from utils.data import DataError
 
 DIGIT, BOX = 28, 20  # pixels: side of an MNIST image, and of the square that its digit fits into
@@ -38,7 +39,9 @@ def photographs(folder: Path, image_size: int) -> tuple[list[str], Tensor]:
 
     Raises:
         DataError: if the folder is missing or empty, or holds a file that is no image.
+        ValueError: if `image_size` is no positive integer.
     """
+    check_integers(image_size=image_size)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: give one that holds photographs")
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))

@@ -6,6 +6,7 @@ and only from a complete run of the default parameters.
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,9 +14,9 @@ from pathlib import Path
 import nbformat
 import papermill
 
-from utils.storage import write_atomically
+from utils.parameters import ROOT, ParameterError, check_parameters, defaults
+from utils.storage import UNFINISHED, write_atomically
 
-ROOT = Path(__file__).resolve().parent.parent
 QUICK = {  # embedded stand-in data, minutes instead of hours
     "01_unet_segmentation.ipynb": {
         "source": "stand-in",
@@ -57,13 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for; 0 if every notebook ran to its end."""
     options = parse(arguments)
     try:
-        plan = [(ROOT / name, parameters_for(name, options)) for name in options.notebooks]
-        refuse_unknown(plan, dict(options.parameter))
-        for notebook, parameters in plan:
-            output = execute(notebook, parameters, "runs/quick" if options.quick else "runs")
+        plan = [(name, parameters_for(name, options)) for name in options.notebooks]
+        refuse_unknown(options)
+        for name, parameters in plan:
+            check_parameters(name, parameters)
+        for name, parameters in plan:
+            output = execute(name, parameters, ROOT / ("runs/quick" if options.quick else "runs"))
             if options.publish:
-                publish(output, notebook)
-    except (ValueError, FileNotFoundError, papermill.PapermillExecutionError) as error:
+                publish(output, ROOT / name)
+    except (ValueError, OSError, papermill.PapermillExecutionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -87,7 +90,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def parameters_for(name: str, options: argparse.Namespace) -> dict:
     """Quick values first, the command line's over them, as far as this notebook knows them."""
-    known = papermill.inspect_notebook(ROOT / name)
+    known = defaults(name)
     given = {key: value_of(text) for key, text in options.parameter if key in known}
     return (QUICK[name] if options.quick else {}) | given
 
@@ -100,25 +103,34 @@ def value_of(text: str) -> object:
         return text
 
 
-def refuse_unknown(plan: list, given: dict) -> None:
+def refuse_unknown(options: argparse.Namespace) -> None:
     """A misspelt parameter would otherwise be ignored."""
-    known = set().union(*(papermill.inspect_notebook(path) for path, _ in plan))
-    if unknown := sorted(given.keys() - known):
-        raise ValueError(f"no notebook has the parameter {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+    known = set().union(*(defaults(name) for name in options.notebooks))
+    if unknown := sorted(dict(options.parameter).keys() - known):
+        there = f"there are: {', '.join(sorted(known))}"
+        raise ParameterError(f"no notebook has the parameter {', '.join(unknown)}; {there}")
 
 
-def execute(notebook: Path, parameters: dict, folder: str) -> Path:
-    """Run one notebook from the root of the repository; the executed copy's path."""
-    output = ROOT / folder / notebook.name
-    output.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{notebook.name} -> {output.relative_to(ROOT)}", flush=True)
-    papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", cwd=ROOT, log_output=False)
+def execute(name: str, parameters: dict, folder: Path) -> Path:
+    """Run one notebook from the root of the repository; the executed copy's path.
+
+    papermill writes the copy again and again while it runs; it gets its name once it is whole, or has met an error.
+    """
+    output, growing = folder / name, folder / f"{UNFINISHED}{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{name} -> {output.relative_to(ROOT)}", flush=True)
+    try:
+        papermill.execute_notebook(ROOT / name, growing, parameters, kernel_name="python3", cwd=ROOT, log_output=False)
+    except papermill.PapermillExecutionError:
+        os.replace(growing, output)
+        raise
+    os.replace(growing, output)
     return output
 
 
 def publish(executed: Path, notebook: Path) -> None:
     """Replace the committed notebook by its executed copy, and its files in Results/ by those of the run."""
-    results = ROOT / value_of(papermill.inspect_notebook(notebook)["run_dir"]["default"]) / "results"
+    results = ROOT / defaults(notebook.name)["run_dir"] / "results"
     for summary in results.glob("*.json"):
         if json.loads(summary.read_text(encoding="utf-8"))["data"] == "stand-in":
             raise ValueError(f"{summary} is of stand-in data, which is never published")

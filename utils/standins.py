@@ -17,6 +17,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from numpy.random import Generator
 
+from utils.checks import check_integers
+
 PET, BACKGROUND, BORDER = 1, 2, 3  # the trimap convention of Oxford-IIIT Pet
 FUR = np.float32([[205, 125, 60], [45, 40, 42], [235, 228, 216], [135, 133, 136], [115, 78, 50]])
 SCENERY = np.float32([[90, 120, 60], [150, 165, 110], [140, 175, 205], [70, 95, 130], [200, 185, 155], [150, 70, 60]])
@@ -59,9 +61,11 @@ def pets(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         are the foreground, about 15 to 50 % of a picture.
 
     Raises:
-        ValueError: if an argument is below its minimum.
+        ValueError: if an argument is no integer, or below its minimum.
     """
-    check_minimum(("count", count, 1), ("size", size, 16), ("seed", seed, 0))
+    check_integers(count=count)
+    check_integers(16, size=size)
+    check_integers(0, seed=seed)
     pairs = [draw_pet(size, np.random.default_rng([seed, index])) for index in range(count)]
     images, trimaps = zip(*pairs, strict=True)
     return np.stack(images), np.stack(trimaps)
@@ -79,9 +83,10 @@ def digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         centre, and labels, uint8 (count,): picture i shows the digit i % 10.
 
     Raises:
-        ValueError: if an argument is below its minimum.
+        ValueError: if an argument is no integer, or below its minimum.
     """
-    check_minimum(("count", count, 1), ("seed", seed, 0))
+    check_integers(count=count)
+    check_integers(0, seed=seed)
     labels = (np.arange(count) % 10).astype(np.uint8)
     # One generator, as seeding one for each would take a fifth of the time; it fills row after row, whatever the count.
     styles = np.random.default_rng(seed).uniform(*zip(*STYLE.values()), (count, len(STYLE)))
@@ -101,19 +106,13 @@ def shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         shows SHAPES[i % 10].
 
     Raises:
-        ValueError: if an argument is below its minimum.
+        ValueError: if an argument is no integer, or below its minimum.
     """
-    check_minimum(("count", count, 1), ("seed", seed, 0))
+    check_integers(count=count)
+    check_integers(0, seed=seed)
     labels = (np.arange(count) % len(SHAPES)).astype(np.uint8)
     images = [draw_shape(SHAPES[label], np.random.default_rng([seed, i])) for i, label in enumerate(labels)]
     return np.stack(images), labels
-
-
-def check_minimum(*arguments: tuple[str, int, int]) -> None:
-    """Raise ValueError if one of the arguments, each (name, value, minimum), is below its minimum."""
-    for name, value, minimum in arguments:
-        if value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
 def draw_pet(size: int, rng: Generator) -> tuple[np.ndarray, np.ndarray]:

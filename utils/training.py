@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.checks import check_integers, check_not_negative
 from utils.muon import Muon
 from utils.storage import load_tensors, save_tensors
 
@@ -101,11 +103,14 @@ def fit(
         momentum: of Muon, the same throughout; None for AdamW.
 
     Raises:
-        ValueError: if there are too few steps for a cycle.
-        CheckpointError: if `checkpoint` belongs to another training.
+        ValueError: if there are too few steps for a cycle, or a rate, decay or momentum is out of range.
+        CheckpointError: if `checkpoint` belongs to another training, or was left by another version of torch.
         DamagedFileError: if `checkpoint` cannot be read.
+        StorageError: if `checkpoint` cannot be written.
         DivergedError: if the loss becomes NaN or infinite.
     """
+    check_integers(epochs=epochs)
+    check_not_negative(learning_rate=learning_rate, weight_decay=weight_decay, momentum=momentum or 0)
     if epochs * len(batches) < SHORTEST_CYCLE:
         needed = f"a one-cycle schedule needs {SHORTEST_CYCLE} steps or more"
         raise ValueError(f"{epochs} epochs of {len(batches)} batches: {needed}")
@@ -120,9 +125,13 @@ def fit(
         schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
     recipe = {"epochs": epochs, "learning_rate": learning_rate, "weight_decay": weight_decay, "steepest": steepest}
     settings = {**settings, **recipe, "momentum": momentum}
-    state = {"settings": settings, "history": [], "seconds": [], "best_epoch": -1, "best_model": {}}
+    state = {"settings": settings, "torch": str(torch.__version__)}  # its own type is none that a file may hold
+    state |= {"history": [], "seconds": [], "best_epoch": -1, "best_model": {}}
     if checkpoint.exists():
         state = matching(load_tensors(checkpoint), settings, checkpoint)
+        if len(state["history"]) < epochs and state["torch"] != str(torch.__version__):
+            theirs = f"{checkpoint} was left unfinished by torch {state['torch']}, and this is {torch.__version__}"
+            raise CheckpointError(f"{theirs}: numbers would be of neither; delete it or install that version")
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
@@ -131,7 +140,7 @@ def fit(
     with tqdm(total=steps, initial=done * len(batches), desc=label, leave=False, mininterval=1) as bar:
         for epoch in range(done, epochs):
             start = time.perf_counter()
-            numbered = enumerate(batches.epoch(epoch), start=epoch * len(batches))
+            numbered = enumerate(one_ahead(batches.epoch(epoch)), start=epoch * len(batches))
             row = train_epoch(model, numbered, loss, optimiser, schedule, steepest, bar, where(epoch, checkpoint))
             model.eval()
             row.update(score(model))
@@ -175,6 +184,15 @@ def train_epoch(model, steps, loss, optimiser, schedule, steepest: float, bar, p
     return means | {"learning_rate": schedule.get_last_lr()[0]}
 
 
+def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches, each made in a thread of its own while the one before is in use."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+
+
 def random_states(device: torch.device) -> dict[str, Tensor]:
     """The states of torch's generators, on the CPU and on the device."""
     states = {"cpu": torch.get_rng_state()}
@@ -209,7 +227,11 @@ def record(state: dict, row: dict[str, float], seconds: float, model: nn.Module)
 
 def matching(state: dict, settings: dict, checkpoint: Path) -> dict:
     """The state, if it was written by a training with these settings."""
-    theirs = state.get("settings", {})
+    if missing := sorted({"settings", "torch", "history", "model"} - state.keys()):
+        raise CheckpointError(
+            f"{checkpoint} is no checkpoint of a training (no {missing[0]}): delete it or move it away"
+        )
+    theirs = state["settings"]
     differing = [name for name in sorted(theirs.keys() | settings.keys()) if theirs.get(name) != settings.get(name)]
     if differing:
         changes = ", ".join(f"{name}: {theirs.get(name)!r} there, {settings.get(name)!r} now" for name in differing)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.checks import check_integers, check_labels, check_same_shape
 from utils.cvae import ConditionalVAE
 from utils.judge import read
 from utils.labelled import CLASSES
@@ -21,14 +22,24 @@ BATCH = 500
 
 
 def draw_wrong(labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """For each label int64 (N,) one of the nine others, all equally likely: int64 (N,), never the label itself."""
+    """For each label int64 (N,) one of the nine others, all equally likely: int64 (N,), never the label itself.
+
+    Raises:
+        ValueError: for labels of another shape, type or range.
+    """
+    check_labels(labels, len(labels), CLASSES)
     shift = torch.randint(1, CLASSES, labels.shape, generator=generator, device=labels.device)
     return (labels + shift) % CLASSES
 
 
 @torch.inference_mode()
 def encode(model: ConditionalVAE, images: Tensor, labels: Tensor) -> Tensor:
-    """Codes (N, latent size) of float images (N, C, H, W) in 0..1, with labels int64 (N,) for an encoder that asks."""
+    """Codes (N, latent size) of float images (N, C, H, W) in 0..1, with labels int64 (N,) for an encoder that asks.
+
+    Raises:
+        ValueError: for images or labels of another shape, type or range.
+    """
+    check_labels(labels, len(images), CLASSES)
     model.eval()
     batches = zip(images.split(BATCH), labels.split(BATCH))
     return torch.cat([model.encode(some, theirs)[0] for some, theirs in batches])
@@ -36,7 +47,12 @@ def encode(model: ConditionalVAE, images: Tensor, labels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def decode(model: ConditionalVAE, codes: Tensor, labels: Tensor) -> Tensor:
-    """Images in 0..1 (N, C, H, W), the decoder's pixel probabilities, of codes (N, latent size) and labels (N,)."""
+    """Images in 0..1 (N, C, H, W), the decoder's pixel probabilities, of codes (N, latent size) and labels (N,).
+
+    Raises:
+        ValueError: for codes or labels of another shape, type or range.
+    """
+    check_labels(labels, len(codes), CLASSES)
     model.eval()
     return torch.cat([model.decode(*both).sigmoid() for both in zip(codes.split(BATCH), labels.split(BATCH))])
 
@@ -49,7 +65,12 @@ def evidence(model: ConditionalVAE, images: Tensor, labels: Tensor) -> dict[str,
         model: on the device of the images.
         images: float (N, C, H, W) in 0..1.
         labels: int64 (N,), the true ones.
+
+    Raises:
+        ValueError: if there is no image, or for images or labels of another shape, type or range.
     """
+    check_integers(images=len(images))
+    check_labels(labels, len(images), CLASSES)
     model.eval()
     parts = []
     for some, theirs in zip(images.split(BATCH), labels.split(BATCH)):
@@ -83,8 +104,9 @@ def obedience(
         correlation between source and output (literal), mean over the labels sent, in -1..1.
 
     Raises:
-        ValueError: if N is not a multiple of 100.
+        ValueError: if N is not a multiple of 100, or all labels are the same.
     """
+    check_integers(2, different_labels=len(labels.unique()))
     true_codes, shares = encode(model, images, labels), {}
     for label in range(CLASSES):
         sent, wrong = torch.full_like(labels, label), labels != label
@@ -122,8 +144,9 @@ def found_again(codes: Tensor, sources: Tensor) -> Tensor:
         sources: (N, latent size), of their sources, row by row.
 
     Raises:
-        ValueError: if N is not a multiple of 100.
+        ValueError: if N is not a multiple of 100, or the shapes differ.
     """
+    check_same_shape(codes=codes, sources=sources)
     if len(codes) % CANDIDATES:
         raise ValueError(f"{len(codes)} images: style retention needs a multiple of {CANDIDATES}")
     hundreds = (part.unflatten(0, (-1, CANDIDATES)) for part in (codes, sources))  # (N / 100, 100, latent size)
@@ -137,7 +160,13 @@ def leakage(known: Tensor, labels: Tensor, codes: Tensor, answers: Tensor) -> fl
     Args:
         known, labels: codes (M, latent size) and labels (M,) to fit.
         codes, answers: others, to be read.
+
+    Raises:
+        ValueError: if there are no codes, or for labels of another shape, type or range.
     """
+    check_integers(known=len(known), codes=len(codes))
+    check_labels(labels, len(known), CLASSES)
+    check_labels(answers, len(codes), CLASSES)
     design, asked = (F.pad(part.double(), (0, 1), value=1.0) for part in (known, codes))  # a column of ones
     weights = torch.linalg.lstsq(design, F.one_hot(labels, CLASSES).double()).solution
     return ((asked @ weights).argmax(1) == answers).double().mean().item()
@@ -147,7 +176,12 @@ def telling_plane(codes: Tensor, labels: Tensor) -> Tensor:
     """Codes (N, latent size) on the plane where the classes lie farthest apart, in units of the deviation: (N, 2).
 
     Linear discriminants (Fisher 1936): whiten the codes, then take the first two principal directions of class means.
+
+    Raises:
+        ValueError: if there are fewer than two classes or numbers in a code, or for labels of another shape or range.
     """
+    check_labels(labels, len(codes), CLASSES)
+    check_integers(2, classes=len(labels.unique()), latent_size=codes.shape[1])
     centred = codes.double() - codes.double().mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(codes))
     white = centred @ vectors / values.clamp(min=1e-9).sqrt()
@@ -192,7 +226,14 @@ def colour(images: Tensor) -> Tensor:
 
 
 def peak_signal_to_noise(sources: Tensor, outputs: Tensor) -> Tensor:
-    """PSNR of each output in dB, (N,): -10 log10 of its mean squared error, of float images (N, C, H, W) in 0..1."""
+    """PSNR of each output in dB, (N,): -10 log10 of its mean squared error, of float images (N, C, H, W) in 0..1.
+
+    Infinite where nothing differs.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    check_same_shape(sources=sources, outputs=outputs)
     return -10 * (outputs - sources).square().flatten(1).mean(1).log10()
 
 
@@ -209,6 +250,12 @@ def bits_per_dimension(nats: float, image_shape: tuple[int, ...]) -> float:
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Spearman's rank correlation (1904) of two rows of numbers, (N,) each: a scalar in -1..1; ties by place."""
+    """Spearman's rank correlation (1904) of two rows of numbers, (N,) each: a scalar in -1..1; ties by place.
+
+    Raises:
+        ValueError: if there are fewer than two numbers in a row, or not as many in both.
+    """
+    check_same_shape(one=one, other=other)
+    check_integers(2, numbers=len(one))
     ranks = torch.stack([row.argsort(stable=True).argsort().double() for row in (one, other)])
     return torch.corrcoef(ranks)[0, 1]

@@ -1,0 +1,288 @@
+"""Files: whole or absent, whatever happens to disk, folder and process; damaged ones named; untrusted ones not run."""
+
+import io
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.datasets import CIFAR10
+
+from utils.data import DataError, load_pets
+from utils.labelled import load_pictures
+from utils.storage import (
+    UNFINISHED,
+    DamagedFileError,
+    StorageError,
+    cached,
+    claim,
+    load_tensors,
+    save_json,
+    save_tensors,
+    turn,
+    write_atomically,
+)
+
+ROOT = Path(__file__).parent.parent
+CONTENT = {"weights": torch.arange(300_000.0), "history": [{"loss": 0.5}], "name": "a"}
+
+
+@contextmanager
+def mounted(folder, options):
+    """A file system of its own in a folder; where the system does not allow that, the test is left out."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+    try:
+        allowed = subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    if not allowed:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """1 MB, of which a checkpoint of 1.2 MB is too much."""
+    with mounted(tmp_path / "small", "size=1m") as folder:
+        yield folder
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder with a cache and nothing else, that cannot be written to, not even by root."""
+    with mounted(tmp_path / "fixed", "size=8m") as folder:
+        save_tensors(folder / "cache.pt", {"fingerprint": [1], "tensors": {"x": torch.ones(3)}})
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        yield folder
+
+
+def unfinished(folder):
+    return list(folder.glob(f"**/{UNFINISHED}*"))
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    save_tensors(tmp_path / "a" / "file.pt", CONTENT)
+    loaded = load_tensors(tmp_path / "a" / "file.pt")
+    assert torch.equal(loaded.pop("weights"), CONTENT["weights"])
+    assert loaded == {"history": [{"loss": 0.5}], "name": "a"}
+
+
+def test_a_full_disk_is_told_and_the_old_file_stays(small_disk):
+    path = small_disk / "run.pt"
+    save_tensors(path, {"epoch": 1})
+    with pytest.raises(StorageError, match=r"run.pt cannot be written \(no space left.*free space"):
+        save_tensors(path, CONTENT)
+    with pytest.raises(StorageError, match=r"run.json cannot be written \(No space left on device\)"):
+        save_json(small_disk / "run.json", {"numbers": list(range(500_000))})
+    assert load_tensors(path) == {"epoch": 1}
+    assert not unfinished(small_disk)
+
+
+def test_a_read_only_folder_is_told(read_only):
+    with pytest.raises(StorageError, match=r"a.json cannot be written \(Read-only file system\)"):
+        save_json(read_only / "a.json", {})
+    with pytest.raises(StorageError, match=r"a.json cannot be written \(Read-only file system\)"):
+        save_json(read_only / "new" / "a.json", {})
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(StorageError, match=r"a.json cannot be written \(.*choose a folder"):
+        save_json(tmp_path / "runs" / "a.json", {})
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    save_json(path, {"a": 1})
+
+    def interrupted(temporary):
+        temporary.write_text("{")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, interrupted)
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert not unfinished(tmp_path)
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_truncation_and_every_changed_bit_is_noticed(tmp_path):
+    path = tmp_path / "file.pt"
+    save_tensors(path, {"weights": torch.arange(100.0), "epoch": 3})
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedFileError, match=r"file.pt is damaged.*delete it and run again"):
+            load_tensors(path)
+    unnoticed = 0
+    for place in range(0, len(whole), 13):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            content = load_tensors(path)
+        except DamagedFileError:
+            continue
+        unnoticed += 1  # padding between the parts of the archive, or its dates
+        assert content["epoch"] == 3
+        assert torch.equal(content["weights"], torch.arange(100.0))
+    assert unnoticed < len(whole) // 13 / 2
+
+
+class Malice:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_no_code_of_a_file_is_run(tmp_path, save):
+    path, trace = tmp_path / "file.pt", tmp_path / "trace"
+    save({"weights": Malice(str(trace))}, path)
+    with pytest.raises(DamagedFileError, match=r"file\.pt is damaged"):
+        load_tensors(path)
+    assert not trace.exists()
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    with pytest.raises(DamagedFileError, match=r"tensor\.pt is damaged"):
+        load_tensors(tmp_path / "tensor.pt")
+
+
+def evil_archive(path, trace):
+    """An archive whose member wants to be written outside."""
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo(f"../{trace.name}"), io.BytesIO())
+
+
+@pytest.mark.parametrize("name", ["images.tar.gz", "annotations.tar.gz"])
+def test_an_archive_that_is_not_the_official_one_is_not_unpacked(tmp_path, monkeypatch, name):
+    root, trace = tmp_path / "data" / "oxford-iiit-pet", tmp_path / "data" / "trace"
+
+    def served(url, folder, filename, md5=None):
+        root.mkdir(parents=True, exist_ok=True)
+        evil_archive(root / filename, trace)
+        raise RuntimeError("File not found or corrupted.")  # what torchvision says when the md5 sum is another
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", served)
+    with pytest.raises(DataError, match="the download failed"):
+        load_pets("oxford-iiit-pet", tmp_path / "data", 16)
+    assert not trace.exists()
+
+
+def test_a_pickled_batch_that_is_not_the_official_one_is_not_unpickled(tmp_path, monkeypatch):
+    folder, trace = tmp_path / CIFAR10.base_folder, tmp_path / "trace"
+    folder.mkdir()
+    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
+        (folder / name).write_bytes(pickle.dumps(Malice(str(trace))))
+
+    def offline(*args, **kwargs):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    with pytest.raises(DataError, match="the download failed"):
+        load_pictures("cifar10", tmp_path)
+    assert not trace.exists()
+
+
+# --- Two at once ------------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from utils.storage import claim
+claim(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """Another process that holds a folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_folder_in_use_is_refused_until_the_other_run_is_dead(tmp_path, other_run):
+    with pytest.raises(StorageError, match=r"is in use by another run: wait for its end .* or choose another run_dir"):
+        claim(tmp_path)
+    (tmp_path / f"{UNFINISHED}1-file.pt").write_bytes(b"half")
+    other_run.send_signal(signal.SIGKILL)
+    other_run.wait()
+    assert claim(tmp_path) == tmp_path
+    assert claim(str(tmp_path)) == tmp_path, "a cell that is run again"
+    assert not unfinished(tmp_path)
+
+
+def test_of_two_that_need_the_same_cache_one_makes_it(tmp_path):
+    program = (
+        "import sys, time, torch; from pathlib import Path; from utils.storage import cached\n"
+        "def make(): print('made', flush=True); time.sleep(1); return {'x': torch.ones(2)}\n"
+        "print(cached(Path(sys.argv[1]) / 'cache.pt', [1], make)['x'].tolist())"
+    )
+    command = [sys.executable, "-c", program, tmp_path]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = sorted(process.communicate()[0] for process in both)
+    assert outputs == ["[1.0, 1.0]\n", "made\n[1.0, 1.0]\n"]
+
+
+# --- The cache --------------------------------------------------------------------------------------------------------
+
+
+def never():
+    raise AssertionError("made again")
+
+
+def test_a_cache_in_a_read_only_folder_is_read(read_only):
+    assert cached(read_only / "cache.pt", [1], never)["x"].tolist() == [1, 1, 1]
+
+
+def test_where_no_cache_can_be_kept_a_warning_says_so(read_only):
+    with pytest.warns(UserWarning, match=r"every run has to decode the data again: .*Read-only file system"):
+        made = cached(read_only / "cache.pt", [2], lambda: {"x": torch.zeros(1)})
+    assert made["x"].tolist() == [0]
+
+
+def test_a_full_disk_keeps_no_cache_and_loses_nothing(small_disk):
+    with pytest.warns(UserWarning, match="every run has to decode the data again"):
+        made = cached(small_disk / "cache.pt", [1], lambda: {"x": torch.ones(10**6)})
+    assert made["x"].sum() == 10**6
+    assert not unfinished(small_disk)
+
+
+def test_another_fingerprint_makes_a_cache_stale(tmp_path):
+    cached(tmp_path / "cache.pt", [1], lambda: {"x": torch.zeros(1)})
+    assert cached(tmp_path / "cache.pt", [1], never)["x"].item() == 0
+    assert cached(tmp_path / "cache.pt", [2], lambda: {"x": torch.ones(1)})["x"].item() == 1
+
+
+def test_a_turn_ends_with_its_block(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyError), turn(tmp_path, patience=0):
+            raise KeyError
+    start = time.monotonic()
+    with turn(tmp_path):
+        assert time.monotonic() - start < 1
