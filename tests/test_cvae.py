@@ -188,8 +188,8 @@ def test_codes_of_another_size_are_refused():
         ({"label_to": "nobody"}, "label_to='nobody': choose from"),
         ({"likelihood": "poisson"}, "likelihood='poisson': choose from"),
         ({"depth": 3}, "images of 28 x 28 cannot be halved 3 times"),
-        ({"latent_size": 0}, "must be seven positive integers"),
-        ({"image_shape": (28, 28)}, "must be seven positive integers"),
+        ({"latent_size": 0}, "latent_size=0: must be an integer of 1 or more"),
+        ({"image_shape": (28, 28)}, "must be channels, height, width"),
         ({"hidden": -1}, "hidden=-1: must be an integer"),
     ],
 )

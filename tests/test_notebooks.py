@@ -236,3 +236,14 @@ def test_links_of_the_readme_lead_somewhere():
     targets = [t for t in re.findall(r"\]\(([^)#]+)\)", text) if not t.startswith(("http", "../../actions"))]
     assert targets
     assert not [t for t in targets if not (ROOT / t).exists()]
+
+
+@pytest.mark.parametrize("notebook", run.QUICK)
+def test_the_code_that_a_published_notebook_shows_is_the_code_that_there_is(notebook):
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "utils").glob("*.py")))
+    text, _ = outputs(ROOT / notebook)
+    shown = [
+        part for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) for part in re.split(r"\n{3,}", block)
+    ]
+    assert len(shown) > 2
+    assert not [part[:80] for part in shown if part.strip() not in code]

@@ -87,8 +87,8 @@ def test_wrong_images_are_refused_in_words(shape, message):
 @pytest.mark.parametrize(("change", "message"), [
     ({"down": "average"}, "down='average'"),
     ({"up": "nearest"}, "up='nearest'"),
-    ({"depth": 0}, "positive integers"),
-    ({"base_channels": 2.5}, "positive integers"),
+    ({"depth": 0}, "depth=0: must be an integer of 1 or more"),
+    ({"base_channels": 2.5}, "base_channels=2.5: must be an integer"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused_in_words(change, message):
     arguments = {"in_channels": 3, "out_channels": 1, "base_channels": 4, "depth": 3}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.checks import check_labels, check_range
+from utils.checks import check_integers, check_labels, check_range
 from utils.losses import bernoulli_loss, gaussian_loss, kl_loss
 
 LABEL_TO = ("encoder", "decoder", "both")
@@ -67,17 +67,16 @@ class ConditionalVAE(nn.Module):
         hidden: int = 256,
     ):
         super().__init__()
-        sizes = (*image_shape, classes, latent_size, base_channels, depth)
         if label_to not in LABEL_TO:
             raise ValueError(f"label_to={label_to!r}: choose from {LABEL_TO}")
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood={likelihood!r}: choose from {LIKELIHOODS}")
-        if len(sizes) != 7 or not all(isinstance(size, int) and size > 0 for size in sizes):
-            names = "channels, height, width, classes, latent_size, base_channels, depth"
-            raise ValueError(f"{names} = {sizes}: must be seven positive integers")
-        if not isinstance(hidden, int) or hidden < 0:
-            raise ValueError(f"hidden={hidden!r}: must be an integer, 0 (no hidden layer) or more")
+        if len(image_shape) != 3:
+            raise ValueError(f"image_shape={image_shape!r}: must be channels, height, width")
         channels, height, width = image_shape
+        check_integers(channels=channels, height=height, width=width, classes=classes, depth=depth)
+        check_integers(latent_size=latent_size, base_channels=base_channels)
+        check_integers(0, hidden=hidden)
         if height % 2**depth or width % 2**depth:
             raise ValueError(f"images of {height} x {width} cannot be halved {depth} times (depth)")
         self.image_shape, self.classes, self.latent_size = tuple(image_shape), classes, latent_size

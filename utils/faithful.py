@@ -145,7 +145,11 @@ def faithful_loss(
 
     Returns:
         "loss" and all terms that it is made of, scalars.
+
+    Raises:
+        ValueError: for a batch of fewer than four, or images or labels of another shape, type or range.
     """
+    check_integers(4, images=len(batch[0]))
     images, labels = to_unit(batch[0]), batch[1]
     part = len(labels) // 4
     terms = elbo_terms(models["vae"], images, labels)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.checks import check_bytes, check_integers, check_not_negative, check_same_shape
+from utils.checks import check_bytes, check_integers, check_labels, check_not_negative, check_same_shape
 from utils.labelled import to_unit
 
 
@@ -207,11 +207,17 @@ def classifier_loss(
         step: not used.
         smoothing: share of the target that is spread over all classes (Szegedy et al. 2016, section 7).
         noise: greatest deviation of the noise put on the images, see `with_noise`.
+
+    Raises:
+        ValueError: if the batch is empty, or for images or labels of another shape, type or range.
     """
     images, labels = to_unit(batch[0]), batch[1]
+    check_integers(images=len(images))
     if noise:
         images = with_noise(images, noise)
-    return {"loss": F.cross_entropy(classifier(images).float(), labels, label_smoothing=smoothing)}
+    logits = classifier(images).float()
+    check_labels(labels, *logits.shape)
+    return {"loss": F.cross_entropy(logits, labels, label_smoothing=smoothing)}
 
 
 @torch.inference_mode()

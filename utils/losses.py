@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.checks import check_range, check_same_shape
+from utils.checks import check_integers, check_range, check_same_shape
 
 EPSILON = 1e-5  # of the Dice loss, as the assignment gives it
 
@@ -119,6 +119,7 @@ def kl_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def check_targets(logits: Tensor, **targets: Tensor) -> None:
-    """Refuse targets of another shape, or outside 0..1. Boolean ones cannot be; looking would make a GPU wait."""
+    """Refuse no pixels, targets of another shape, or outside 0..1 (boolean ones cannot be: a GPU need not wait)."""
+    check_integers(pixels=logits.numel())
     check_same_shape(logits=logits, **targets)
     check_range(0, 1, **{name: target for name, target in targets.items() if target.is_floating_point()})

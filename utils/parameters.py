@@ -34,13 +34,17 @@ def check_parameters(notebook: str, values: dict[str, Any]) -> None:
 def alike(value: Any, default: Any) -> bool:
     """Whether a value can stand in the place of the default."""
     if isinstance(default, list):
-        same_length = isinstance(default[0], list) or len(value) == len(default) if isinstance(value, list) else False
-        return same_length and all(alike(part, default[0]) for part in value)
+        return isinstance(value, list) and bool(value) and all(alike_part(part, default[0]) for part in value)
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value >= 0
     if isinstance(default, str):
         return isinstance(value, str | Path)  # a path once the notebook has made one of it
     return type(value) is type(default) and value >= 0
+
+
+def alike_part(value: Any, default: Any) -> bool:
+    """The same for a part of a list: one that is a list itself has its length, too."""
+    return alike(value, default) and (not isinstance(default, list) or len(value) == len(default))
 
 
 def described(default: Any) -> str:

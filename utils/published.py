@@ -25,16 +25,28 @@ class Published:
         folder: where they lie.
 
     Raises:
-        PublishedError: if a file is missing, or the networks learnt from other data.
+        PublishedError: if a file is missing or damaged, or the networks learnt from other data.
     """
 
     def __init__(self, part: str, source: str, folder: Path = RESULTS):
         self.part, self.folder = part, folder
-        self.summary = json.loads(self.file(f"{part}.json").read_text(encoding="utf-8"))
-        self.trainings = json.loads(self.file(f"{part}_trainings.json").read_text(encoding="utf-8"))["trainings"]
+        self.summary = self.numbers(f"{part}.json")
+        self.trainings = self.numbers(f"{part}_trainings.json")["trainings"]
         if source != self.summary["data"]:
             theirs = f"the published networks learnt from {self.summary['data']!r}, not from {source!r}"
             raise PublishedError(f"{theirs}: set source to that, or pretrained to False")
+
+    def numbers(self, name: str) -> dict:
+        """What a published json file holds.
+
+        Raises:
+            PublishedError: if it is missing or damaged.
+        """
+        path = self.file(name)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise PublishedError(f"{path} is damaged: clone the course anew, or set pretrained to False") from error
 
     def file(self, name: str) -> Path:
         """The path of a published file.

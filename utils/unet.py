@@ -7,6 +7,8 @@ output is as large as the input, and each is followed by batch normalisation (Io
 import torch
 from torch import Tensor, nn
 
+from utils.checks import check_integers
+
 DOWN = {"maxpool": "MP", "strided": "StrConv"}
 UP = {"transposed": "Tr", "upsample": "Ups"}
 
@@ -61,9 +63,7 @@ class UNet(nn.Module):
         super().__init__()
         if down not in DOWN or up not in UP:
             raise ValueError(f"down={down!r}, up={up!r}: choose down from {list(DOWN)} and up from {list(UP)}")
-        sizes = (in_channels, out_channels, base_channels, depth)
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise ValueError(f"in_channels, out_channels, base_channels, depth = {sizes}: must be positive integers")
+        check_integers(in_channels=in_channels, out_channels=out_channels, base_channels=base_channels, depth=depth)
         self.in_channels, self.depth = in_channels, depth
         widths = [base_channels * 2**level for level in range(depth + 1)]  # 8, 16, 32, ... towards the bottleneck
 
