@@ -1,4 +1,4 @@
-"""What the C library does with freed memory: on Linux its default slows networks down; tests/benchmark_memory.py."""
+"""What the C library does with freed memory: on Linux its default slows networks down; tests/benchmark.py."""
 
 import ctypes
 

@@ -176,6 +176,29 @@ def plot_masks(images: Tensor, names: Sequence[str], predicted: dict[str, Tensor
     return titled(figure, "What the four take for a pet", source)
 
 
+def plot_cost(
+    sizes: Sequence[int], by_size: Sequence[float], widths: Sequence[int], by_width: Sequence[float]
+) -> Figure:
+    """Seconds of training for an image, against its side in pixels and the channels of the U-Net's first level.
+
+    Both axes are logarithmic: a power law is a line, its exponent the slope of the least-squares fit.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    names = ("side of the image, pixels (8 channels)", "channels of the first level (128 px)")
+    for ax, name, x, y, colour in zip(axes, names, (sizes, widths), (by_size, by_width), COLOURS):
+        exponent, factor = np.polyfit(np.log(x), np.log(y), 1)
+        ax.loglog(x, y, "o", color=colour, markersize=8, label="measured")
+        ax.loglog(x, np.exp(factor) * np.array(x) ** exponent, color=colour, label=f"exponent {exponent:.2f}")
+        ax.set_xticks(x, x)
+        ax.minorticks_off()
+        ax.set(xlabel=name)
+        ax.legend()
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("seconds for an image")
+    figure.suptitle("What a training step of the U-Net costs", fontsize=15)
+    return figure
+
+
 # --- Conditional VAEs -------------------------------------------------------------------------------------------------
 
 

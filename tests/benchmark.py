@@ -1,0 +1,379 @@
+"""How fast the course is, and how near to what the machine can do: `python tests/benchmark.py [--publish]`.
+
+Four workers, each a process of its own, take turns, so that a slow minute of the machine hits all four:
+
+- *plain*: what a first attempt does: float32, NCHW, AdamW as it comes, the loss read at each step, files decoded by a
+  DataLoader in each epoch. Freed memory goes back to the system, as is Linux's way (see utils/memory.py).
+- *course*: the course's own batches, in `fit`'s own loop.
+- *freeing*: the same, without what utils/memory.py does.
+- *bound*: the same loop on one resident batch of random numbers.
+
+Nothing else should run on the machine meanwhile. `--publish` writes tables and figure to Results/.
+"""
+
+# ruff: noqa: E402 - what becomes of freed memory has to be settled before utils is loaded
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from itertools import repeat
+from math import inf
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKERS = ("plain", "freeing", "course", "bound")
+sys.path.insert(0, str(ROOT))
+if sys.argv[1:2] in (["plain"], ["freeing"]):  # before utils is loaded, which changes what becomes of freed memory
+    sys.modules["utils.memory"] = SimpleNamespace(keep_freed_memory=lambda: False)
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.datasets import MNIST, ImageFolder
+from torchvision.transforms import ToTensor
+from tqdm import tqdm
+
+from utils import metrics, parameters, run, standins
+from utils.cvae import ConditionalVAE, elbo_terms
+from utils.data import PetBatches, Split, augmentation, foreground, load_pets, to_input
+from utils.labelled import LabelledBatches, LabelledSplit, to_unit
+from utils.losses import bce_loss
+from utils.muon import Muon
+from utils.plots import plot_cost, save
+from utils.report import markdown_table
+from utils.storage import write_atomically
+from utils.training import best_device, best_precision, one_ahead, train_epoch
+from utils.unet import UNet
+
+ROUNDS = 5  # and one to warm up
+SIZE = 128
+BATCHES = {"unet": (16, 16), "mnist": (256, 40), "cifar10": (64, 16)}  # images in a batch, batches in a round
+TITLES = {
+    "unet": "U-Net, training, 128 px",
+    "mnist": "conditional VAE, training, MNIST",
+    "cifar10": "conditional VAE, training, CIFAR-10",
+    "128": "U-Net, inference, 128 px",
+    "256": "U-Net, inference, 256 px",
+}
+SIZES, WIDTHS = (64, 96, 128, 192, 256), (8, 16, 32, 64)  # of the U-Net's images and of its first level, for the figure
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description="Speed and memory of the course.")
+    parser.add_argument("--publish", action="store_true", help="write Results/benchmark.md and Results/unet_cost.png")
+    publishing = parser.parse_args().publish
+    device = best_device()
+    machine = f"{device.type}, {best_precision(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    text = "\n\n".join([f"Measured on: {machine}.", throughput(), arithmetic(device), start_up(), peak_memory()]) + "\n"
+    costs = growth(device)
+    print(text, json.dumps(costs))
+    if publishing:
+        write_atomically(ROOT / "Results" / "benchmark.md", lambda temporary: temporary.write_text(text, "utf-8"))
+        save(plot_cost(**costs), ROOT / "Results" / "unet_cost.png")
+
+
+# --- Throughput -------------------------------------------------------------------------------------------------------
+
+
+def throughput() -> str:
+    """Images a second of all workers in each task, by the median round, and their ratios."""
+    rates = {task: {name: [] for name in WORKERS} for task in TITLES}
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(Path(folder))
+        command = [sys.executable, __file__]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+        workers = {name: subprocess.Popen([*command, name, folder], **pipes) for name in WORKERS}
+        for task in [task for task in TITLES for _ in range(ROUNDS + 1)]:
+            for name, worker in workers.items():
+                print(task, file=worker.stdin, flush=True)
+                rates[task][name].append(float(worker.stdout.readline()))
+        for worker in workers.values():
+            worker.communicate()
+    rows = [["images/s", *WORKERS, "course / plain", "course / freeing", "course / bound"]]
+    for task, title in TITLES.items():
+        rate = {name: np.median(rates[task][name][1:]) for name in WORKERS}
+        ratios = [f"{rate['course'] / rate[name]:.2f}" for name in ("plain", "freeing", "bound")]
+        rows.append([title, *(f"{rate[name]:,.0f}" for name in WORKERS), *ratios])
+    return markdown_table(rows)
+
+
+def work(name: str, folder: Path) -> None:
+    """A worker: for each line that it reads, one round of that task; it writes the images per second."""
+    device, tasks = best_device(), {}
+    for line in sys.stdin:
+        task = line.strip()
+        if task not in tasks:
+            tasks[task] = prepared(task, name, folder, device)
+        count, one_round = tasks[task]
+        start = time.perf_counter()
+        one_round()
+        print(count / (time.perf_counter() - start), flush=True)
+
+
+def prepared(task: str, name: str, folder: Path, device: torch.device) -> tuple:
+    """How many images a round has, and the round."""
+    model = model_of(task).to(device, memory_format=torch.contiguous_format if name == "plain" else torch.channels_last)
+    if task.isdigit():
+        images = torch.randint(256, (32 * 8 * SIZE // int(task), 3, int(task), int(task)), dtype=torch.uint8)
+        return len(images), lambda: infer(model, images, name)
+    size, count = BATCHES[task]
+    if name == "plain":
+        files = {"unet": PetFiles, "mnist": Digits, "cifar10": Pictures}[task](folder)
+        loader = DataLoader(files, size, shuffle=True, drop_last=True)
+        return size * count, lambda: plain_epoch(model, loader, task)
+    batches = batches_of(task, size, count)
+    optimiser = Muon(model.parameters(), 0.01, 0.9, 1e-3) if task == "unet" else adam(model, fused=True)
+    first = [part.to(device) for part in next(batches.epoch(0))]
+    resident = [torch.randint_like(first[0], 256), first[1]]
+    return size * count, lambda: epoch(
+        model, repeat(resident, count) if name == "bound" else batches.epoch(0), task, optimiser
+    )
+
+
+def model_of(task: str) -> nn.Module:
+    """The published networks."""
+    torch.manual_seed(0)
+    if task == "mnist":
+        return ConditionalVAE((1, 28, 28), 10, 16, 8, 2, "both")
+    if task == "cifar10":
+        return ConditionalVAE((3, 32, 32), 10, 192, 48, 3, "both", "gaussian", hidden=0)
+    return UNet(3, 1, 8, 4, "maxpool", "transposed")
+
+
+def adam(model: nn.Module, fused: bool | None = None) -> torch.optim.AdamW:
+    """AdamW at a rate that changes nothing much."""
+    return torch.optim.AdamW(model.parameters(), 1e-4, fused=fused)
+
+
+def loss_of(task: str):
+    """The loss that the notebook gives to `fit`."""
+    if task == "unet":
+        return lambda model, batch, step: {"loss": bce_loss(model(to_input(batch[0])), batch[1].float())}
+
+    def loss(model, batch, step):
+        terms = elbo_terms(model, to_unit(batch[0]), batch[1])
+        return {"loss": terms["negative_elbo"], **terms}
+
+    return loss
+
+
+def epoch(model: nn.Module, batches: Iterable, task: str, optimiser: torch.optim.Optimizer) -> None:
+    """One epoch in the course's loop."""
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimiser)
+    steepest = 3000.0 if task == "cifar10" else inf
+    with tqdm(disable=True) as bar:
+        train_epoch(model, enumerate(one_ahead(iter(batches))), loss_of(task), optimiser, schedule, steepest, bar, task)
+
+
+def plain_epoch(model: nn.Module, loader: DataLoader, task: str) -> None:
+    """One epoch in a loop as one writes it first."""
+    device, optimiser = next(model.parameters()).device, adam(model)
+    model.train()
+    for images, targets in loader:
+        images, targets = images.to(device), targets.to(device)
+        if task == "unet":
+            loss = nn.functional.binary_cross_entropy_with_logits(model(images), targets)
+        else:
+            loss = elbo_terms(model, images, targets)["negative_elbo"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        loss.item()
+
+
+def infer(model: nn.Module, images: torch.Tensor, name: str) -> None:
+    """Foreground probabilities of all images; the bound has one batch ready, as floats."""
+    if name in ("course", "freeing"):
+        metrics.predict(model, images)
+        return
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.no_grad():
+        ready = to_input(images[:32].to(device))
+        for batch in images.split(32):
+            inputs = ready if name == "bound" else (batch.to(device).float() - 127.5) / 63.75
+            model(inputs).sigmoid().cpu()
+
+
+def batches_of(task: str, size: int, count: int) -> PetBatches | LabelledBatches:
+    """The course's batches, of drawn images."""
+    if task == "unet":
+        images, trimaps = standins.pets(size * count, SIZE, 0)
+        pets = Split(
+            torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(trimaps)[:, None], [""] * len(images)
+        )
+        return PetBatches(pets, size, [SIZE], 0)
+    images, labels = (standins.digits if task == "mnist" else standins.shapes)(size * count, 0)
+    images = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
+    return LabelledBatches(LabelledSplit(images, torch.from_numpy(labels).long()), size, 0)
+
+
+# --- What the plain loop reads ----------------------------------------------------------------------------------------
+
+
+def write_files(folder: Path) -> None:
+    """The drawn images as files: pets of the real ones' 500 x 375 pixels, digits as IDX, pictures as PNG by class."""
+    size, count = BATCHES["unet"]
+    for i, (image, trimap) in enumerate(zip(*standins.pets(size * count, 500, 0))):
+        write_image(folder / "pets" / f"{i:04}.jpg", image[:375])
+        write_image(folder / "pets" / f"{i:04}.png", trimap[:375])
+    size, count = BATCHES["mnist"]
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for kind, array in zip(("images-idx3", "labels-idx1"), standins.digits(size * count, 0)):
+        header = np.array([0x0800 + array.ndim, *array.shape], ">i4").tobytes()
+        for split in ("train", "t10k"):
+            (raw / f"{split}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    size, count = BATCHES["cifar10"]
+    for i, (image, label) in enumerate(zip(*standins.shapes(size * count, 0))):
+        write_image(folder / "pictures" / str(label) / f"{i:04}.png", image)
+
+
+def write_image(path: Path, array: np.ndarray) -> None:
+    """One file, its folder made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+class PetFiles(Dataset):
+    """Photographs and masks, decoded, scaled and augmented each time they are asked for."""
+
+    def __init__(self, folder: Path):
+        self.paths = sorted((folder / "pets").glob("*.jpg"))
+        self.augment = augmentation()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image = np.array(Image.open(self.paths[index]).convert("RGB").resize((SIZE, SIZE), Image.BILINEAR))
+        trimap = np.array(Image.open(self.paths[index].with_suffix(".png")).resize((SIZE, SIZE), Image.NEAREST))
+        pair = self.augment(image=image, mask=trimap)
+        pixels = (torch.from_numpy(pair["image"]).permute(2, 0, 1).float() - 127.5) / 63.75
+        return pixels, foreground(torch.from_numpy(pair["mask"])[None]).float()
+
+
+def Digits(folder: Path) -> MNIST:  # noqa: N802 - stands for a class
+    """torchvision's MNIST, an image at a time."""
+    return MNIST(folder, transform=ToTensor())
+
+
+def Pictures(folder: Path) -> ImageFolder:  # noqa: N802
+    """A folder of pictures by class, decoded each time they are asked for."""
+    return ImageFolder(folder / "pictures", transform=ToTensor())
+
+
+# --- Arithmetic, start-up, memory, growth -----------------------------------------------------------------------------
+
+
+def arithmetic(device: torch.device) -> str:
+    """Counted floating-point operations of a training step over its time, against the best matrix product."""
+    best = max(matrix_product(device, side) for side in (512, 1024, 2048, 4096))
+    rows = [
+        ["arithmetic rate", "GFLOP for an image", "GFLOP/s", f"share of the best matrix product, {best:,.0f} GFLOP/s"]
+    ]
+    for task in BATCHES:
+        model, (size, _) = model_of(task).to(device, memory_format=torch.channels_last), BATCHES[task]
+        batch = [part.to(device) for part in next(batches_of(task, size, 1).epoch(0))]
+        optimiser = Muon(model.parameters(), 0.01, 0.9, 1e-3) if task == "unet" else adam(model, fused=True)
+        with FlopCounterMode(display=False) as counter:
+            epoch(model, [batch], task, optimiser)
+        operations, times = counter.get_total_flops(), []
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            epoch(model, repeat(batch, 10), task, optimiser)
+            times.append((time.perf_counter() - start) / 10)
+        rate = operations / np.median(times) / 1e9
+        rows.append([TITLES[task], f"{operations / size / 1e9:.3f}", f"{rate:,.0f}", f"{rate / best:.0%}"])
+    return markdown_table(rows)
+
+
+def matrix_product(device: torch.device, side: int) -> float:
+    """GFLOP/s of a square matrix product in the precision of training: the fastest of several."""
+    one, other = (torch.randn(side, side, device=device, dtype=best_precision(device)) for _ in range(2))
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        (one @ other)[0, 0].item()
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times) / 1e9
+
+
+def start_up() -> str:
+    """Seconds until the modules of part 1 are there, and until its data is, if that has been decoded before."""
+    imports = "import torch; a = time.time(); import utils.{}; print(time.time() - a)"
+    modules = ", utils.".join(
+        ["data", "diagrams", "losses", "metrics", "own", "plots", "published", "report", "training"]
+    )
+    program = "import time; " + imports.format(modules)
+    times = [float(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT)) for _ in range(ROUNDS)]
+    rows = [["start-up", "seconds"], ["import of utils, beyond torch's own", f"{np.median(times):.2f}"]]
+    folder = Path(os.environ.get("DATA_DIR", ROOT / "data"))
+    if (folder / "oxford-iiit-pet").exists():
+        load_pets("oxford-iiit-pet", folder, SIZE)
+        start = time.perf_counter()
+        load_pets("oxford-iiit-pet", folder, SIZE)
+        rows.append(["Oxford-IIIT Pet, 7,349 images of 128 px, from the cache", f"{time.perf_counter() - start:.2f}"])
+    return markdown_table(rows)
+
+
+def peak_memory() -> str:
+    """Peak memory of each notebook's kernel: with the quick values, and on the real data without training."""
+    rows = [["peak memory, GiB", "quick run", "pretrained, real data"]]
+    for notebook in run.QUICK:
+        given = [run.QUICK[notebook], {"pretrained": True}]
+        given = [values | {"run_dir": f"runs/benchmark/{i}"} for i, values in enumerate(given)]
+        rows.append([notebook, *(f"{memory_of(notebook, values):.2f}" for values in given)])
+    return markdown_table(rows)
+
+
+def memory_of(notebook: str, values: dict) -> float:
+    """The largest resident set, in GiB, of all processes that a run of a notebook starts."""
+    program = [sys.executable, __file__, "notebook", notebook, json.dumps(values)]
+    return float(subprocess.check_output(program, cwd=ROOT, stderr=subprocess.DEVNULL, text=True).splitlines()[-1])
+
+
+def run_notebook(notebook: str, values: str) -> None:
+    """Run it, and print the peak memory of its kernel."""
+    parameters.check_parameters(notebook, json.loads(values))
+    run.execute(notebook, json.loads(values), ROOT / "runs" / "benchmark")
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20)
+
+
+def growth(device: torch.device) -> dict:
+    """Seconds of training for an image, against its side (width 8) and the U-Net's width (128 px)."""
+    by_size = [seconds_per_image(8, size, device) for size in tqdm(SIZES, "sizes", leave=False)]
+    by_width = [seconds_per_image(width, SIZE, device) for width in tqdm(WIDTHS, "widths", leave=False)]
+    return {"sizes": SIZES, "by_size": by_size, "widths": WIDTHS, "by_width": by_width}
+
+
+def seconds_per_image(width: int, size: int, device: torch.device) -> float:
+    """The fastest of a few steps, over its batch of 16."""
+    model = UNet(3, 1, width, 4, "maxpool", "transposed").to(device, memory_format=torch.channels_last)
+    batch = [torch.randint(256, (16, 3, size, size), dtype=torch.uint8), torch.rand(16, 1, size, size) > 0.5]
+    batch, optimiser, times = [part.to(device) for part in batch], Muon(model.parameters(), 0.01, 0.9, 1e-3), []
+    for _ in range(4):
+        start = time.perf_counter()
+        epoch(model, [batch], "unet", optimiser)
+        times.append(time.perf_counter() - start)
+    return min(times) / 16
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["notebook"]:
+        run_notebook(*sys.argv[2:])
+    elif sys.argv[1:2] and sys.argv[1] in WORKERS:
+        work(sys.argv[1], Path(sys.argv[2]))
+    else:
+        main()
