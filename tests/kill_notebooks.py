@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils import standins
 from utils.labelled import CIFAR10_CLASSES
 from utils.parameters import ROOT
-from utils.storage import UNFINISHED, load_tensors
+from utils.storage import LOCK, UNFINISHED, load_tensors
 
 FOLDER = ROOT / "runs" / "kills"
-KILLS_IN_A_ROW = 5  # of one run, before it may end
+KILLS_IN_A_ROW = 3  # of one run, before it may end
 SMALL = {
     "01_unet_segmentation.ipynb": {
         "image_size": 32,
@@ -80,17 +80,20 @@ def torment(notebook: str, kills: int, folder: Path, seed: int = 0) -> str:
     start = time.monotonic()
     finish(notebook, folder / "unbroken")
     length = time.monotonic() - start
-    expected, hit = results(folder / "unbroken"), []
-    for first in range(0, kills, KILLS_IN_A_ROW):
-        broken = folder / f"broken {first // KILLS_IN_A_ROW + 1}"
-        for _ in range(min(KILLS_IN_A_ROW, kills - first)):
-            kill(begin(notebook, broken), after=moments.uniform(0, length))
+    expected, hit, runs = written(folder / "unbroken" / "run" / "results"), [], 0
+    while len(hit) < kills:
+        runs += 1
+        broken = folder / f"broken {runs}"
+        for _ in range(min(KILLS_IN_A_ROW, kills - len(hit))):
+            if not kill(begin(notebook, broken), after=moments.uniform(0, length)):
+                break  # it was through before
             hit.append(state(broken))
         finish(notebook, broken)
-        assert results(broken) == expected, f"{broken}: other numbers than {folder / 'unbroken'}"
+        assert written(broken / "run" / "results") == expected, f"{broken}: other numbers than {folder / 'unbroken'}"
         assert not list((broken / "run").glob(f"**/{UNFINISHED}*")), f"{broken} holds unfinished files"
     met = ", ".join(f"{what} {hit.count(what)}" for what in sorted(set(hit)))
-    return f"{notebook}: unbroken in {length:.0f} s; killed {len(hit)} times ({met}); same numbers, no damaged file"
+    killed = f"{runs} runs killed {len(hit)} times (had come to: {met})"
+    return f"{notebook}: unbroken in {length:.0f} s; {killed}; same numbers, no damaged file"
 
 
 def begin(notebook: str, folder: Path) -> subprocess.Popen:
@@ -110,22 +113,24 @@ def finish(notebook: str, folder: Path) -> None:
     assert process.returncode == 0, output.decode()[-3000:]
 
 
-def kill(process: subprocess.Popen, after: float) -> None:
-    """SIGKILL for the run and its kernel, some seconds after its start."""
+def kill(process: subprocess.Popen, after: float) -> bool:
+    """SIGKILL for the run and its kernel, some seconds after its start; False if it had ended before."""
     try:
         process.communicate(timeout=after)
+        return False
     except subprocess.TimeoutExpired:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for member in family:
             member.kill()
         psutil.wait_procs(family)
         process.communicate()
+        return True
 
 
 def state(folder: Path) -> str:
     """How far a killed run had come; every file that it left under its own name must be whole."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    whole = [path for path in files if not path.name.startswith(UNFINISHED)]
+    whole = [path for path in files if not path.name.startswith(UNFINISHED) and path.name != LOCK]
     for path in whole:
         if path.suffix == ".pt":
             load_tensors(path)
@@ -135,15 +140,20 @@ def state(folder: Path) -> str:
             nbformat.read(path, as_version=4)
         elif path.suffix == ".png":
             Image.open(path).load()
-    stages = {"at the end": "*.ipynb", "among the results": "*.json", "in training": "run/*.pt", "at the data": "cache"}
-    return next((stage for stage, files in stages.items() if list(folder.glob(f"**/{files}"))), "at the start")
+    stages = {
+        "the end": "notebooks/*",
+        "results": "run/results/*.json",
+        "training": "run/*.pt",
+        "the data": "data/cache/*",
+    }
+    come = (stage for stage, names in stages.items() if any(path.match(f"{folder}/{names}") for path in whole))
+    return next(come, "the start")
 
 
-def results(folder: Path) -> dict[str, object]:
-    """Weights as bytes and numbers but for times, by the names of their files."""
-    found = sorted((folder / "run" / "results").iterdir())
-    weights = {path.name: path.read_bytes() for path in found if path.suffix == ".pt"}
-    return weights | {path.name: timeless(json.loads(path.read_text())) for path in found if path.suffix == ".json"}
+def written(results: Path) -> dict[str, object]:
+    """What a run has left: weights as bytes, and numbers but for times, by the names of their files."""
+    weights = {path.name: path.read_bytes() for path in sorted(results.glob("*.pt"))}
+    return weights | {path.name: timeless(json.loads(path.read_text())) for path in sorted(results.glob("*.json"))}
 
 
 def timeless(content: object) -> object:

@@ -168,6 +168,8 @@ def main() -> None:
         tables = tables_of(results[part])
         texts[readme] = with_tables(texts[readme], tables)
         texts[folder / f"{part}.md"] = as_page(tables)
+    benchmark = (folder / "benchmark.md").read_text(encoding="utf-8").strip()
+    texts[readme] = with_tables(texts[readme], {"benchmark": benchmark})
     texts[folder / "weights.md"] = weights_table(results, folder) + "\n"
     for path, text in texts.items():
         write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))

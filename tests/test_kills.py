@@ -1,0 +1,7 @@
+"""Kill -9 at random moments of a notebook's life; the long form, of all three, is `python tests/kill_notebooks.py`."""
+
+from tests.kill_notebooks import FOLDER, torment
+
+
+def test_a_notebook_killed_at_random_moments_ends_with_the_same_numbers():
+    assert "killed 3 times" in torment("01_unet_segmentation.ipynb", kills=3, folder=FOLDER / "tests", seed=1)
