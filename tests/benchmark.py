@@ -55,7 +55,7 @@ from utils.storage import write_atomically
 from utils.training import best_device, best_precision, one_ahead, train_epoch
 from utils.unet import UNet
 
-ROUNDS = 5  # and one to warm up
+ROUNDS = 3  # and one to warm up
 SIZE = 128
 BATCHES = {"unet": (16, 16), "mnist": (256, 40), "cifar10": (64, 16)}  # images in a batch, batches in a round
 TITLES = {
@@ -75,10 +75,13 @@ def main() -> None:
     publishing = parser.parse_args().publish
     device = best_device()
     machine = f"{device.type}, {best_precision(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    text = "\n\n".join([f"Measured on: {machine}.", throughput(), arithmetic(device), start_up(), peak_memory()]) + "\n"
-    costs = growth(device)
-    print(text, json.dumps(costs))
+    parts, costs = [f"Measured on: {machine}."], growth(device)
+    print(json.dumps(costs), flush=True)
+    for measure in (throughput, lambda: arithmetic(device), start_up, peak_memory):
+        parts.append(measure())
+        print(parts[-1], "\n", flush=True)
     if publishing:
+        text = "\n\n".join(parts) + "\n"
         write_atomically(ROOT / "Results" / "benchmark.md", lambda temporary: temporary.write_text(text, "utf-8"))
         save(plot_cost(**costs), ROOT / "Results" / "unet_cost.png")
 
@@ -329,12 +332,11 @@ def start_up() -> str:
 
 
 def peak_memory() -> str:
-    """Peak memory of each notebook's kernel: with the quick values, and on the real data without training."""
-    rows = [["peak memory, GiB", "quick run", "pretrained, real data"]]
+    """Peak memory of each notebook's kernel, on the real data without training."""
+    rows = [["pretrained, real data", "peak memory, GiB"]]
     for notebook in run.QUICK:
-        given = [run.QUICK[notebook], {"pretrained": True}]
-        given = [values | {"run_dir": f"runs/benchmark/{i}"} for i, values in enumerate(given)]
-        rows.append([notebook, *(f"{memory_of(notebook, values):.2f}" for values in given)])
+        values = {"pretrained": True, "run_dir": f"runs/benchmark/{Path(notebook).stem}"}
+        rows.append([notebook, f"{memory_of(notebook, values):.2f}"])
     return markdown_table(rows)
 
 
