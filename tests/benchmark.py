@@ -52,7 +52,7 @@ from utils.muon import Muon
 from utils.plots import plot_cost, save
 from utils.report import markdown_table
 from utils.storage import write_atomically
-from utils.training import best_device, best_precision, one_ahead, train_epoch
+from utils.training import best_device, best_precision, train_epoch
 from utils.unet import UNet
 
 ROUNDS = 3  # and one to warm up
@@ -176,7 +176,7 @@ def epoch(model: nn.Module, batches: Iterable, task: str, optimiser: torch.optim
     schedule = torch.optim.lr_scheduler.ConstantLR(optimiser)
     steepest = 3000.0 if task == "cifar10" else inf
     with tqdm(disable=True) as bar:
-        train_epoch(model, enumerate(one_ahead(iter(batches))), loss_of(task), optimiser, schedule, steepest, bar, task)
+        train_epoch(model, enumerate(batches), loss_of(task), optimiser, schedule, steepest, bar, task)
 
 
 def plain_epoch(model: nn.Module, loader: DataLoader, task: str) -> None:

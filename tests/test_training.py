@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from utils import data, losses, training
-from utils.data import DataError, PetBatches, load_pets, to_input
+from utils.data import PetBatches, load_pets, to_input
 from utils.metrics import predict, segmentation_scores
 from utils.muon import Muon
 from utils.storage import DamagedFileError, StorageError, load_tensors, save_tensors
@@ -256,18 +256,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"line\.pt cannot be written"):
         train(checkpoint)
     assert len(load_tensors(checkpoint)["history"]) == 2
-
-
-def test_batches_made_ahead_are_the_same_and_errors_come_through():
-    assert list(training.one_ahead(iter([1, 2, 3]))) == [1, 2, 3]
-    assert list(training.one_ahead(iter([]))) == []
-
-    def broken():
-        yield 1
-        raise DataError("image 7 does not decode")
-
-    with pytest.raises(DataError, match="image 7"):
-        list(training.one_ahead(broken()))
 
 
 def test_too_short_for_a_cycle(tmp_path):

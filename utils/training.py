@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -140,7 +139,7 @@ def fit(
     with tqdm(total=steps, initial=done * len(batches), desc=label, leave=False, mininterval=1) as bar:
         for epoch in range(done, epochs):
             start = time.perf_counter()
-            numbered = enumerate(one_ahead(batches.epoch(epoch)), start=epoch * len(batches))
+            numbered = enumerate(batches.epoch(epoch), start=epoch * len(batches))
             row = train_epoch(model, numbered, loss, optimiser, schedule, steepest, bar, where(epoch, checkpoint))
             model.eval()
             row.update(score(model))
@@ -182,15 +181,6 @@ def train_epoch(model, steps, loss, optimiser, schedule, steepest: float, bar, p
         raise DivergedError(f"the loss became {losses[first].item()} in step {first + 1} of {place}")
     means = {name: (total / len(losses)).item() for name, total in totals.items()}
     return means | {"learning_rate": schedule.get_last_lr()[0]}
-
-
-def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same batches, each made in a thread of its own while the one before is in use."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
