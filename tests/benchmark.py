@@ -43,6 +43,7 @@ from torchvision.datasets import MNIST, ImageFolder
 from torchvision.transforms import ToTensor
 from tqdm import tqdm
 
+from tests.files import idx, write_image
 from utils import metrics, parameters, run, standins
 from utils.cvae import ConditionalVAE, elbo_terms
 from utils.data import PetBatches, Split, augmentation, foreground, load_pets, to_input
@@ -136,7 +137,7 @@ def prepared(task: str, name: str, folder: Path, device: torch.device) -> tuple:
         loader = DataLoader(files, size, shuffle=True, drop_last=True)
         return size * count, lambda: plain_epoch(model, loader, task)
     batches = batches_of(task, size, count)
-    optimiser = Muon(model.parameters(), 0.01, 0.9, 1e-3) if task == "unet" else adam(model, fused=True)
+    optimiser = optimiser_of(model, task)
     first = [part.to(device) for part in next(batches.epoch(0))]
     resident = [torch.randint_like(first[0], 256), first[1]]
     return size * count, lambda: epoch(
@@ -157,6 +158,11 @@ def model_of(task: str) -> nn.Module:
 def adam(model: nn.Module, fused: bool | None = None) -> torch.optim.AdamW:
     """AdamW at a rate that changes nothing much."""
     return torch.optim.AdamW(model.parameters(), 1e-4, fused=fused)
+
+
+def optimiser_of(model: nn.Module, task: str) -> torch.optim.Optimizer:
+    """The course's own for this network, at a rate that changes nothing much."""
+    return Muon(model.parameters(), 0.01, 0.9, 1e-3) if task == "unet" else adam(model, fused=True)
 
 
 def loss_of(task: str):
@@ -235,18 +241,11 @@ def write_files(folder: Path) -> None:
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for kind, array in zip(("images-idx3", "labels-idx1"), standins.digits(size * count, 0)):
-        header = np.array([0x0800 + array.ndim, *array.shape], ">i4").tobytes()
         for split in ("train", "t10k"):
-            (raw / f"{split}-{kind}-ubyte").write_bytes(header + array.tobytes())
+            (raw / f"{split}-{kind}-ubyte").write_bytes(idx(array))
     size, count = BATCHES["cifar10"]
     for i, (image, label) in enumerate(zip(*standins.shapes(size * count, 0))):
         write_image(folder / "pictures" / str(label) / f"{i:04}.png", image)
-
-
-def write_image(path: Path, array: np.ndarray) -> None:
-    """One file, its folder made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 class PetFiles(Dataset):
@@ -289,7 +288,7 @@ def arithmetic(device: torch.device) -> str:
     for task in BATCHES:
         model, (size, _) = model_of(task).to(device, memory_format=torch.channels_last), BATCHES[task]
         batch = [part.to(device) for part in next(batches_of(task, size, 1).epoch(0))]
-        optimiser = Muon(model.parameters(), 0.01, 0.9, 1e-3) if task == "unet" else adam(model, fused=True)
+        optimiser = optimiser_of(model, task)
         with FlopCounterMode(display=False) as counter:
             epoch(model, [batch], task, optimiser)
         operations, times = counter.get_total_flops(), []
@@ -364,7 +363,7 @@ def seconds_per_image(width: int, size: int, device: torch.device) -> float:
     """The fastest of a few steps, over its batch of 16."""
     model = UNet(3, 1, width, 4, "maxpool", "transposed").to(device, memory_format=torch.channels_last)
     batch = [torch.randint(256, (16, 3, size, size), dtype=torch.uint8), torch.rand(16, 1, size, size) > 0.5]
-    batch, optimiser, times = [part.to(device) for part in batch], Muon(model.parameters(), 0.01, 0.9, 1e-3), []
+    batch, optimiser, times = [part.to(device) for part in batch], optimiser_of(model, "unet"), []
     for _ in range(4):
         start = time.perf_counter()
         epoch(model, [batch], "unet", optimiser)

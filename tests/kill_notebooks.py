@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import psutil
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from tests.files import idx, write_image
 from utils import standins
 from utils.labelled import CIFAR10_CLASSES
 from utils.parameters import ROOT
@@ -176,17 +176,10 @@ def write_data(folder: Path) -> None:
     raw.mkdir(parents=True)
     for split, count, seed in [("train", 1500, 0), ("t10k", 100, 1)]:
         for array, kind in zip(standins.digits(count, seed), ("images-idx3", "labels-idx1")):
-            sizes = np.array([0x0800 + array.ndim, *array.shape], ">i4")
-            (raw / f"{split}-{kind}-ubyte").write_bytes(sizes.tobytes() + array.astype(np.uint8).tobytes())
+            (raw / f"{split}-{kind}-ubyte").write_bytes(idx(array))
     for split, count, seed in [("train", 1500, 0), ("test", 100, 1)]:
         for i, (image, label) in enumerate(zip(*standins.shapes(count, seed))):
             write_image(folder / "cifar10" / split / CIFAR10_CLASSES[label] / f"{i}.png", image)
-
-
-def write_image(path: Path, array: np.ndarray) -> None:
-    """One file, its folder made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.files import idx
 from utils import labelled, standins
 from utils.data import DataError
 from utils.labelled import (
@@ -22,12 +23,6 @@ from utils.labelled import (
 )
 
 COUNTS = {"train": 40, "t10k": 10}
-
-
-def idx(array):
-    """Bytes of an IDX file (LeCun): magic number, sizes, values."""
-    sizes = [0x0800 + array.ndim, *array.shape]
-    return np.array(sizes, ">i4").tobytes() + array.astype(np.uint8).tobytes()
 
 
 @pytest.fixture

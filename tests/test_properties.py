@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from torch import nn
 
+from tests.files import idx
 from utils import (
     cvae,
     data,
@@ -573,8 +574,7 @@ def test_a_mutated_idx_file_is_read_or_named(tmp_path_factory, seed):
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for kind, array in (("images-idx3", rng.integers(0, 256, (5, 28, 28))), ("labels-idx1", np.arange(5))):
-        header = np.array([0x0800 + array.ndim, *array.shape], ">i4").tobytes()
-        content = header + array.astype(np.uint8).tobytes()
+        content = idx(array)
         (folder / f"t10k-{kind}-ubyte").write_bytes(mutated(content, seed) if seed % 3 else mutated(content[:40], seed))
     try:
         split = labelled.read_idx(folder, "t10k")
