@@ -168,7 +168,7 @@ def optimiser_of(model: nn.Module, task: str) -> torch.optim.Optimizer:
 def loss_of(task: str):
     """The loss that the notebook gives to `fit`."""
     if task == "unet":
-        return lambda model, batch, step: {"loss": bce_loss(model(to_input(batch[0])), batch[1].float())}
+        return lambda model, batch, step: {"loss": bce_loss(model(to_input(batch[0])), batch[1])}
 
     def loss(model, batch, step):
         terms = elbo_terms(model, to_unit(batch[0]), batch[1])

@@ -89,9 +89,9 @@ def baselines(train_trimaps: Tensor, test_trimaps: Tensor) -> dict[str, dict[str
     Raises:
         ValueError: if there is no trimap, the sizes differ, or a trimap holds other values.
     """
-    check_integers(training_images=len(train_trimaps))
+    check_integers(training_images=len(train_trimaps), test_images=len(test_trimaps))
     check_range(PET, BORDER, training_trimaps=train_trimaps)
-    check_same_shape(training_trimaps=train_trimaps[0], test_trimaps=test_trimaps[:1].sum(0))
+    check_same_shape(training_trimaps=train_trimaps[0], test_trimaps=test_trimaps[0])
     everything = torch.ones_like(test_trimaps, dtype=torch.bool)
     mean_mask = foreground(train_trimaps).float().mean(0, keepdim=True) >= THRESHOLD  # (1, 1, H, W)
     return {
