@@ -16,12 +16,13 @@ Nothing else should run on the machine meanwhile. `--publish` writes tables and 
 import argparse
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import repeat
 from math import inf
 from pathlib import Path
@@ -37,6 +38,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import MNIST, ImageFolder
@@ -66,6 +68,16 @@ TITLES = {
     "128": "U-Net, inference, 128 px",
     "256": "U-Net, inference, 256 px",
 }
+ONE_EPOCH = {
+    "01_unet_segmentation.ipynb": {"size_schedule": [[128, 1]]},
+    "02_conditional_vae_mnist.ipynb": {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3},
+    "03_conditional_vae_cifar10.ipynb": {"plain_epochs": 1, "epochs": 1, "judge_epochs": 1, "guide_epochs": 1},
+}
+KINDS = {  # of operations, by their names in torch
+    "convolutions, forward": "aten::.*convolution",
+    "convolutions, backward": "aten::convolution_backward",
+    "batch normalisation": "aten::native_batch_norm.*",
+}
 SIZES, WIDTHS = (64, 96, 128, 192, 256), (8, 16, 32, 64)  # of the U-Net's images and of its first level, for the figure
 
 
@@ -78,7 +90,7 @@ def main() -> None:
     machine = f"{device.type}, {best_precision(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     parts, costs = [f"Measured on: {machine}."], growth(device)
     print(json.dumps(costs), flush=True)
-    for measure in (throughput, lambda: arithmetic(device), start_up, peak_memory):
+    for measure in (throughput, lambda: arithmetic(device), lambda: shares(device), start_up, peak_memory):
         parts.append(measure())
         print(parts[-1], "\n", flush=True)
     if publishing:
@@ -285,20 +297,42 @@ def arithmetic(device: torch.device) -> str:
     rows = [
         ["arithmetic rate", "GFLOP for an image", "GFLOP/s", f"share of the best matrix product, {best:,.0f} GFLOP/s"]
     ]
-    for task in BATCHES:
-        model, (size, _) = model_of(task).to(device, memory_format=torch.channels_last), BATCHES[task]
-        batch = [part.to(device) for part in next(batches_of(task, size, 1).epoch(0))]
-        optimiser = optimiser_of(model, task)
+    for task, (size, _) in BATCHES.items():
+        steps, times = training(task, device), []
         with FlopCounterMode(display=False) as counter:
-            epoch(model, [batch], task, optimiser)
-        operations, times = counter.get_total_flops(), []
+            steps(1)
+        operations = counter.get_total_flops()
         for _ in range(ROUNDS):
             start = time.perf_counter()
-            epoch(model, repeat(batch, 10), task, optimiser)
+            steps(10)
             times.append((time.perf_counter() - start) / 10)
         rate = operations / np.median(times) / 1e9
         rows.append([TITLES[task], f"{operations / size / 1e9:.3f}", f"{rate:,.0f}", f"{rate / best:.0%}"])
     return markdown_table(rows)
+
+
+def shares(device: torch.device) -> str:
+    """Where the time of a training step goes, by torch's profiler, on the processor."""
+    rows = [["share of a training step", *KINDS, "optimiser", "the rest"]]
+    for task in BATCHES:
+        steps = training(task, device)
+        steps(3)  # to warm up
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            steps(10)
+        events = profiler.key_averages()
+        spent = [sum(e.self_cpu_time_total for e in events if re.fullmatch(kind, e.key)) for kind in KINDS.values()]
+        spent.append(sum(e.cpu_time_total for e in events if e.key.startswith("Optimizer.step")))
+        total = sum(e.self_cpu_time_total for e in events)
+        rows.append([TITLES[task], *(f"{part / total:.0%}" for part in [*spent, total - sum(spent)])])
+    return markdown_table(rows)
+
+
+def training(task: str, device: torch.device) -> Callable[[int], None]:
+    """Steps of training on one batch, as many as are asked for."""
+    model = model_of(task).to(device, memory_format=torch.channels_last)
+    batch = [part.to(device) for part in next(batches_of(task, BATCHES[task][0], 1).epoch(0))]
+    optimiser = optimiser_of(model, task)
+    return lambda count: epoch(model, repeat(batch, count), task, optimiser)
 
 
 def matrix_product(device: torch.device, side: int) -> float:
@@ -331,11 +365,11 @@ def start_up() -> str:
 
 
 def peak_memory() -> str:
-    """Peak memory of each notebook's kernel, on the real data without training."""
-    rows = [["pretrained, real data", "peak memory, GiB"]]
-    for notebook in run.QUICK:
-        values = {"pretrained": True, "run_dir": f"runs/benchmark/{Path(notebook).stem}"}
-        rows.append([notebook, f"{memory_of(notebook, values):.2f}"])
+    """Peak memory of each notebook's kernel on the real data, at published sizes but for the epochs."""
+    rows = [["real data, one epoch of each training", "peak memory, GiB"]]
+    for notebook, values in ONE_EPOCH.items():
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append([notebook, f"{memory_of(notebook, values | {'run_dir': folder}):.2f}"])
     return markdown_table(rows)
 
 
