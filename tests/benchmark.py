@@ -71,7 +71,13 @@ TITLES = {
 ONE_EPOCH = {
     "01_unet_segmentation.ipynb": {"size_schedule": [[128, 1]]},
     "02_conditional_vae_mnist.ipynb": {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3},
-    "03_conditional_vae_cifar10.ipynb": {"plain_epochs": 1, "epochs": 1, "judge_epochs": 1, "guide_epochs": 1},
+    "03_conditional_vae_cifar10.ipynb": {
+        "plain_epochs": 1,
+        "epochs": 1,
+        "trial_images": 640,
+        "judge_epochs": 1,
+        "guide_epochs": 1,
+    },
 }
 KINDS = {  # of operations, by their names in torch
     "convolutions, forward": "aten::.*convolution",

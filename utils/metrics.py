@@ -11,6 +11,7 @@ from utils.checks import check_integers, check_range, check_same_shape
 from utils.data import BORDER, PET, foreground, to_input
 
 THRESHOLD = 0.5  # a pixel is foreground where its probability is at least this
+PART = 256  # images whose pixels are counted at a time
 
 
 def confusion(predicted: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -30,8 +31,14 @@ def confusion(predicted: Tensor, target: Tensor, counted: Tensor | None = None) 
     for name, tensor in {"predicted": predicted, "target": target, "counted": counted}.items():
         if tensor.dtype != torch.bool or tensor.shape != target.shape:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected bool {tuple(target.shape)}")
-    cells = (predicted & target, predicted & ~target, ~predicted & target, ~predicted & ~target)
-    return torch.stack([(cell & counted).flatten(1).sum(1) for cell in cells], dim=1)
+    parts = zip(*(tensor.split(PART) for tensor in (predicted, target, counted)))
+    return torch.cat([cells(*part) for part in parts])
+
+
+def cells(predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """The counts of a few images: to add up, torch makes an int64 of each bool, eight times the memory."""
+    four = (predicted & target, predicted & ~target, ~predicted & target, ~predicted & ~target)
+    return torch.stack([(cell & counted).flatten(1).sum(1) for cell in four], dim=1)
 
 
 def iou(counts: Tensor) -> Tensor:
