@@ -74,6 +74,14 @@ def test_baselines_by_hand():
     assert rows["mean_mask"]["iou"] == pytest.approx(1 / 2)
 
 
+def test_counts_do_not_depend_on_how_many_images_are_counted_at_a_time(monkeypatch):
+    predicted, target, counted = torch.rand(3, 7, 1, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.4
+    monkeypatch.setattr("utils.metrics.PART", 3)
+    one_by_one = [confusion(*(tensor[i : i + 1] for tensor in (predicted, target, counted))) for i in range(7)]
+    assert torch.equal(confusion(predicted, target, counted), torch.cat(one_by_one))
+    assert confusion(predicted, target).sum() == predicted.numel()
+
+
 def test_confusion_refuses_what_is_not_bool_or_not_of_one_shape():
     with pytest.raises(ValueError, match=r"predicted is torch.float32 \(1, 4\), expected bool"):
         confusion(torch.zeros(1, 4), torch.zeros(1, 4).bool())
