@@ -68,7 +68,7 @@ TITLES = {
     "128": "U-Net, inference, 128 px",
     "256": "U-Net, inference, 256 px",
 }
-ONE_EPOCH = {
+ONE_EPOCH = {  # of everything that is trained, at published sizes: epochs do not change the peak of memory
     "01_unet_segmentation.ipynb": {"size_schedule": [[128, 1]]},
     "02_conditional_vae_mnist.ipynb": {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3},
     "03_conditional_vae_cifar10.ipynb": {

@@ -22,7 +22,7 @@ QUICK = {  # embedded stand-in data, minutes instead of hours
         "source": "stand-in",
         "image_size": 64,
         "size_schedule": [[64, 7]],
-        "learning_rate": 0.08,
+        "learning_rate": 0.08,  # seven short epochs need longer steps
         "run_dir": "runs/quick/unet",
     },
     "02_conditional_vae_mnist.ipynb": {
