@@ -42,6 +42,7 @@ from utils.checks import check_integers, check_labels, check_not_negative
 from utils.cvae import ConditionalVAE
 from utils.data import DataError, PetBatches, Split
 from utils.labelled import LabelledBatches, LabelledSplit
+from utils.normalisation import BatchNorm2d
 from utils.parameters import ParameterError
 from utils.published import Published, PublishedError, round_weights
 from utils.unet import DOWN, UP, UNet
@@ -217,6 +218,20 @@ def test_a_unet_gives_a_logit_for_each_pixel_or_refuses(count, depth, height, wi
     assert isinstance(diagrams.draw_unet(model, 4 * step), plt.Figure)
     assert isinstance(diagrams.draw_encoder_decoder(model, 4 * step), plt.Figure)
     plt.close("all")
+
+
+@given(st.tuples(sizes, st.sampled_from([1, 2, 3, 8, 32, 64]), sizes, sizes))
+def test_normalised_maps_have_mean_0_and_variance_1_folded_or_not(shape):
+    maps = torch.rand(shape).contiguous(memory_format=torch.channels_last)
+    layer = BatchNorm2d(shape[1])
+    if maps[:, 0].numel() == 1:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            layer(maps)
+        return
+    values = layer(maps).detach().transpose(0, 1).flatten(1)  # (C, N * H * W)
+    variance = maps.transpose(0, 1).flatten(1).var(1, correction=0)
+    torch.testing.assert_close(values.mean(1), torch.zeros(shape[1]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(values.var(1, correction=0), variance / (variance + layer.eps), atol=1e-4, rtol=0)
 
 
 @given(st.integers(0, 3), nonsense)

@@ -7,6 +7,7 @@ that a score can leave it out.
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ PET, BACKGROUND, BORDER = 1, 2, 3
 SPLIT_SEED = 0  # one hold-out for every run and seed: changing it would let choices peek at other images
 SOURCES = ("oxford-iiit-pet", "stand-in")
 FOLDERS = ("oxford-iiit-pet", "cifar10")
+AHEAD = 8  # batches made at once: between two steps of training, the processor has forgotten how to make one
 STANDIN_SIZES = {"train": 320, "validation": 64, "test": 128}
 
 
@@ -254,11 +256,17 @@ class PetBatches:
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images uint8 (B, 3, s, s) and targets bool (B, 1, s, s) of one epoch (counted from 0), s = sizes[number]."""
         order = np.random.default_rng([self.seed, number]).permutation(len(self.images))
+        order = order[: len(self) * self.batch_size].reshape(-1, self.batch_size)
         self.augment.set_random_seed(self.seed * 100_003 + number)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            pairs = [self.pair(i, self.sizes[number]) for i in order[start : start + self.batch_size]]
-            images, trimaps = (torch.from_numpy(np.stack(parts)) for parts in zip(*pairs))
-            yield images.permute(0, 3, 1, 2), foreground(trimaps[:, None])
+        batches = (self.batch(indices, self.sizes[number]) for indices in order)
+        while ready := list(islice(batches, AHEAD)):
+            yield from ready
+
+    def batch(self, indices: np.ndarray, size: int) -> tuple[Tensor, Tensor]:
+        """Images uint8 (B, 3, s, s) and targets bool (B, 1, s, s)."""
+        pairs = [self.pair(index, size) for index in indices]
+        images, trimaps = (torch.from_numpy(np.stack(parts)) for parts in zip(*pairs))
+        return images.permute(0, 3, 1, 2), foreground(trimaps[:, None])
 
     def pair(self, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """One image and its trimap, shrunk if asked, then augmented."""

@@ -11,18 +11,23 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
     Those below a fiftieth of the Frobenius norm stay smaller. Three Newton-Schulz iterations of
     X <- a X + b (X X^T) X + c (X X^T)^2 X, with the coefficients of Jordan et al. 2024
-    (https://kellerjordan.github.io/posts/muon, "Newton-Schulz iteration"), which rise fastest from zero.
+    (https://kellerjordan.github.io/posts/muon, "Newton-Schulz iteration"), which rise fastest from zero. Each
+    multiplies X by a polynomial P of G = X X^T, whereby G becomes P G P: only the small G is iterated, and X is
+    multiplied by all three P at the end.
 
     Args:
         matrix: float (M, N).
     """
-    flat = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    flat = flat / (flat.norm() + 1e-7)
+    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    wide = wide / (wide.norm() + 1e-7)
+    gram, polynomials = wide @ wide.T, []
     for _ in range(3):
-        square = flat @ flat.T
-        polynomial = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
-        flat = torch.addmm(flat, polynomial, flat, beta=3.4445)
-    return flat if len(matrix) <= matrix.shape[1] else flat.T
+        if polynomials:
+            gram = polynomials[-1] @ gram @ polynomials[-1]
+        polynomials.append(torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315))
+        polynomials[-1].diagonal().add_(3.4445)
+    wide = torch.linalg.multi_dot([*polynomials, wide])  # of one matrix, they commute
+    return wide if len(matrix) <= matrix.shape[1] else wide.T
 
 
 class Muon(torch.optim.Optimizer):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.checks import check_integers
+from utils.normalisation import BatchNorm2d
 
 DOWN = {"maxpool": "MP", "strided": "StrConv"}
 UP = {"transposed": "Tr", "upsample": "Ups"}
@@ -19,7 +20,7 @@ def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
     for channels in (in_channels, out_channels):
         layers += [
             nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),  # batch norm has the bias
-            nn.BatchNorm2d(out_channels),
+            BatchNorm2d(out_channels),  # torch's, but fast for few channels
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers)
