@@ -6,7 +6,7 @@ from torch import nn
 
 from utils.normalisation import BatchNorm2d
 
-FEW = [(4, 8, 16, 16), (1, 1, 8, 8), (3, 2, 32, 1), (2, 32, 3, 7), (5, 16, 4, 1)]  # (N, C, H, W) that are folded
+FEW = [(4, 8, 16, 16), (1, 1, 8, 8), (3, 2, 32, 1), (2, 4, 3, 8), (5, 8, 8, 1)]  # (N, C, H, W) that are folded
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}  # bfloat16: two or three roundings
 
 
@@ -78,13 +78,13 @@ def test_gradients_may_be_a_slice_of_others_and_relu_may_work_in_place():
 
 
 def test_what_is_not_folded():
-    """Evaluation, NCHW, channels that fill a row or do not divide it, pixels that leave a row half empty."""
+    """Evaluation, NCHW, channels that are many or do not divide a row, pixels that leave a row half empty."""
     layer = BatchNorm2d(8)
     x = channels_last(2, 8, 4, 4, dtype=torch.float32)
     assert is_folded(layer, x)
     assert not is_folded(layer, x.contiguous())
     assert not is_folded(layer, channels_last(1, 8, 3, 3, dtype=torch.float32))
-    assert not is_folded(BatchNorm2d(64), channels_last(2, 64, 4, 4, dtype=torch.float32))
+    assert not is_folded(BatchNorm2d(16), channels_last(2, 16, 4, 4, dtype=torch.float32))
     assert not is_folded(BatchNorm2d(6), channels_last(2, 6, 8, 8, dtype=torch.float32))
     assert not is_folded(layer.eval(), x)
 
