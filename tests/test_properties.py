@@ -349,7 +349,7 @@ def test_batches_hold_each_image_at_most_once_and_repeat(count, batch_size, seed
         assert images.shape == (batch_size, 3, size, size)
         assert targets.dtype == torch.bool
     digits = LabelledSplit(torch.arange(count).byte().view(-1, 1, 1, 1), classes(count))
-    seen = torch.cat([batch.labels for batch in LabelledBatches(digits, batch_size, seed % 1000).epoch(0)])
+    seen = torch.cat([batch.images for batch in LabelledBatches(digits, batch_size, seed % 1000).epoch(0)])
     assert len(seen.unique()) == len(seen) == count // batch_size * batch_size
 
 
