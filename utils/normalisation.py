@@ -1,4 +1,4 @@
-"""Batch normalisation that is fast where channels are few, too; its numbers are those of torch's."""
+"""Batch normalisation that is fast where channels are few, too; its numbers are torch's, but for their rounding."""
 
 import torch
 from torch import Tensor, nn
@@ -89,10 +89,10 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def sums(gradient: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """sum(g x') and sum(g) of each channel, (C,) each, of maps g and x (N, C, H, W) and the moments of x."""
-    moments = [columns(mean), columns(variance)]
-    fixed, which = (None, None, False), [False, True, True]  # the moments are given; no gradient of x, the two sums
+    given = [columns(mean), columns(variance), None, None, False]  # not to be taken from the columns
+    which = [False, True, True]  # no gradient of x, the two sums
     _, along_x, total = torch.ops.aten.native_batch_norm_backward(
-        folded(gradient), folded(x), columns(torch.ones_like(mean)), *moments, *fixed, eps, which
+        folded(gradient), folded(x), columns(torch.ones_like(mean)), *given, eps, which
     )
     return along_x.view(-1, len(mean)).sum(0), total.view(-1, len(mean)).sum(0)
 
