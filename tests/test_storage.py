@@ -1,8 +1,13 @@
-"""Files: whole or absent, whatever happens to disk, folder and process; damaged ones named; untrusted ones not run."""
+"""Files: whole or absent, whatever happens to disk, folder and process; damaged ones named; untrusted ones not run.
+
+And freed memory, which is kept for the next tensor.
+"""
 
 import io
+import json
 import os
 import pickle
+import platform
 import signal
 import subprocess
 import sys
@@ -13,20 +18,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.datasets import CIFAR10
 
-from utils.data import DataError, load_pets
-from utils.labelled import load_pictures
+from utils.data import DataError, load_pets, load_pictures
 from utils.storage import (
     UNFINISHED,
     DamagedFileError,
     StorageError,
     cached,
-    claim,
+    folder_lock,
     load_tensors,
+    lock_run_dir,
     save_json,
     save_tensors,
-    turn,
     write_atomically,
 )
 
@@ -74,11 +80,23 @@ def unfinished(folder):
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_saved_is_loaded(tmp_path):
-    save_tensors(tmp_path / "a" / "file.pt", CONTENT)
-    loaded = load_tensors(tmp_path / "a" / "file.pt")
+def test_what_is_saved_is_loaded_and_the_same_content_makes_the_same_file(tmp_path):
+    for name in ("one.pt", "another.pt"):
+        save_tensors(tmp_path / "a" / name, CONTENT)
+    loaded = load_tensors(tmp_path / "a" / "one.pt")
     assert torch.equal(loaded.pop("weights"), CONTENT["weights"])
     assert loaded == {"history": [{"loss": 0.5}], "name": "a"}
+    assert (tmp_path / "a" / "one.pt").read_bytes() == (tmp_path / "a" / "another.pt").read_bytes()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.dictionaries(st.text(max_size=5), st.integers(-(2**40), 2**40) | st.text(max_size=5) | st.booleans()))
+def test_any_dict_is_saved_and_loaded(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("saved")
+    save_json(folder / "a.json", content)
+    assert json.loads((folder / "a.json").read_text(encoding="utf-8")) == content
+    save_tensors(folder / "a.pt", content)
+    assert load_tensors(folder / "a.pt") == content
 
 
 def test_a_full_disk_is_told_and_the_old_file_stays(small_disk):
@@ -92,14 +110,10 @@ def test_a_full_disk_is_told_and_the_old_file_stays(small_disk):
     assert not unfinished(small_disk)
 
 
-def test_a_read_only_folder_is_told(read_only):
-    with pytest.raises(StorageError, match=r"a.json cannot be written \(Read-only file system\)"):
-        save_json(read_only / "a.json", {})
-    with pytest.raises(StorageError, match=r"a.json cannot be written \(Read-only file system\)"):
-        save_json(read_only / "new" / "a.json", {})
-
-
-def test_a_folder_that_is_a_file_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, read_only):
+    for path in (read_only / "a.json", read_only / "new" / "a.json"):
+        with pytest.raises(StorageError, match=r"a.json cannot be written \(Read-only file system\)"):
+            save_json(path, {})
     (tmp_path / "runs").write_text("")
     with pytest.raises(StorageError, match=r"a.json cannot be written \(.*choose a folder"):
         save_json(tmp_path / "runs" / "a.json", {})
@@ -168,19 +182,15 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         load_tensors(tmp_path / "tensor.pt")
 
 
-def evil_archive(path, trace):
-    """An archive whose member wants to be written outside."""
-    with tarfile.open(path, "w:gz") as archive:
-        archive.addfile(tarfile.TarInfo(f"../{trace.name}"), io.BytesIO())
-
-
 @pytest.mark.parametrize("name", ["images.tar.gz", "annotations.tar.gz"])
 def test_an_archive_that_is_not_the_official_one_is_not_unpacked(tmp_path, monkeypatch, name):
     root, trace = tmp_path / "data" / "oxford-iiit-pet", tmp_path / "data" / "trace"
 
     def served(url, folder, filename, md5=None):
+        """An archive whose member wants to be written outside."""
         root.mkdir(parents=True, exist_ok=True)
-        evil_archive(root / filename, trace)
+        with tarfile.open(root / filename, "w:gz") as archive:
+            archive.addfile(tarfile.TarInfo(f"../{trace.name}"), io.BytesIO())
         raise RuntimeError("File not found or corrupted.")  # what torchvision says when the md5 sum is another
 
     monkeypatch.setattr("torchvision.datasets.utils.download_url", served)
@@ -206,20 +216,16 @@ def test_a_pickled_batch_that_is_not_the_official_one_is_not_unpickled(tmp_path,
 
 # --- Two at once ------------------------------------------------------------------------------------------------------
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from utils.storage import claim
-claim(Path(sys.argv[1]))
-print("held", flush=True)
-time.sleep(60)
-"""
-
 
 @pytest.fixture
 def other_run(tmp_path):
     """Another process that holds a folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    program = (
+        "import sys, time; from pathlib import Path; from utils.storage import lock_run_dir\n"
+        "lock_run_dir(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, tmp_path]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -228,12 +234,12 @@ def other_run(tmp_path):
 
 def test_a_folder_in_use_is_refused_until_the_other_run_is_dead(tmp_path, other_run):
     with pytest.raises(StorageError, match=r"is in use by another run: wait for its end .* or choose another run_dir"):
-        claim(tmp_path)
+        lock_run_dir(tmp_path)
     (tmp_path / f"{UNFINISHED}1-file.pt").write_bytes(b"half")
     other_run.send_signal(signal.SIGKILL)
     other_run.wait()
-    assert claim(tmp_path) == tmp_path
-    assert claim(str(tmp_path)) == tmp_path, "a cell that is run again"
+    assert lock_run_dir(tmp_path) == tmp_path
+    assert lock_run_dir(str(tmp_path)) == tmp_path, "a cell that is run again"
     assert not unfinished(tmp_path)
 
 
@@ -249,6 +255,15 @@ def test_of_two_that_need_the_same_cache_one_makes_it(tmp_path):
     assert outputs == ["[1.0, 1.0]\n", "made\n[1.0, 1.0]\n"]
 
 
+def test_a_lock_ends_with_its_block(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyError), folder_lock(tmp_path, patience=0):
+            raise KeyError
+    start = time.monotonic()
+    with folder_lock(tmp_path):
+        assert time.monotonic() - start < 1
+
+
 # --- The cache --------------------------------------------------------------------------------------------------------
 
 
@@ -256,11 +271,8 @@ def never():
     raise AssertionError("made again")
 
 
-def test_a_cache_in_a_read_only_folder_is_read(read_only):
+def test_a_cache_in_a_read_only_folder_is_read_and_a_warning_says_that_none_is_kept(read_only):
     assert cached(read_only / "cache.pt", [1], never)["x"].tolist() == [1, 1, 1]
-
-
-def test_where_no_cache_can_be_kept_a_warning_says_so(read_only):
     with pytest.warns(UserWarning, match=r"every run has to decode the data again: .*Read-only file system"):
         made = cached(read_only / "cache.pt", [2], lambda: {"x": torch.zeros(1)})
     assert made["x"].tolist() == [0]
@@ -273,16 +285,31 @@ def test_a_full_disk_keeps_no_cache_and_loses_nothing(small_disk):
     assert not unfinished(small_disk)
 
 
-def test_another_fingerprint_makes_a_cache_stale(tmp_path):
-    cached(tmp_path / "cache.pt", [1], lambda: {"x": torch.zeros(1)})
-    assert cached(tmp_path / "cache.pt", [1], never)["x"].item() == 0
-    assert cached(tmp_path / "cache.pt", [2], lambda: {"x": torch.ones(1)})["x"].item() == 1
+def test_a_cache_is_stale_with_another_fingerprint_and_rebuilt_if_damaged(tmp_path):
+    path = tmp_path / "cache.pt"
+    cached(path, [1], lambda: {"x": torch.zeros(1)})
+    assert cached(path, [1], never)["x"].item() == 0
+    assert cached(path, [2], lambda: {"x": torch.ones(1)})["x"].item() == 1
+    for damage in (lambda: path.write_bytes(path.read_bytes()[:99]), lambda: save_tensors(path, {"x": torch.ones(1)})):
+        damage()
+        with pytest.warns(UserWarning, match=r"cache cache\.pt is not used and will be rebuilt"):
+            assert cached(path, [2], lambda: {"x": torch.ones(1)})["x"].item() == 1
+        assert cached(path, [2], never)["x"].item() == 1
 
 
-def test_a_turn_ends_with_its_block(tmp_path):
-    for _ in range(2):
-        with pytest.raises(KeyError), turn(tmp_path, patience=0):
-            raise KeyError
-    start = time.monotonic()
-    with turn(tmp_path):
-        assert time.monotonic() - start < 1
+# --- Freed memory, counted by the system itself, in two processes -----------------------------------------------------
+
+
+def still_resident(first):
+    """Bytes that a process holds on to of 128 MiB that it has freed."""
+    program = (
+        f"{first}; import torch; from resource import getpagesize\n"
+        "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * getpagesize()\n"
+        "torch.ones(8); before = resident(); torch.ones(2**25); print(resident() - before)"
+    )
+    return int(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_importing_the_course_keeps_freed_memory():
+    assert still_resident("pass") < 2**24 < 2**26 < still_resident("import utils")

@@ -1,24 +1,26 @@
-"""Training: it learns, it resumes exactly after a real SIGKILL, and it refuses what it must not continue."""
+"""Training: it learns, it resumes exactly after a real SIGKILL, and it refuses what it must not continue; Muon."""
 
+import math
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import albumentations
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from utils import data, losses, training
-from utils.data import PetBatches, load_pets, to_input
+from utils import losses, training
+from utils.data import Batches, Split, load_pets, normalise
 from utils.metrics import predict, segmentation_scores
-from utils.muon import Muon
 from utils.storage import DamagedFileError, StorageError, load_tensors, save_tensors
-from utils.training import CheckpointError, DivergedError, best_precision, fit
-from utils.unet import UNet
+from utils.training import CheckpointError, DivergedError, Muon, best_precision, fit, orthogonalise
+from utils.unet import build_unet
 
+ROOT = Path(__file__).parent.parent
 RECIPE = {"learning_rate": 1e-2, "weight_decay": 1e-2, "settings": {"seed": 0}}
 
 
@@ -52,6 +54,11 @@ def train(checkpoint, epochs=6, loss=squared_error, score=closeness, **changes):
     return model, fit(model, Lines(), loss, score, epochs=epochs, checkpoint=checkpoint, **(RECIPE | changes))
 
 
+@pytest.fixture
+def checkpoint(tmp_path):
+    return tmp_path / "line.pt"
+
+
 def equal(a, b):
     """Bit for bit, in nested dicts and lists."""
     if isinstance(a, torch.Tensor):
@@ -67,119 +74,40 @@ def without_times(checkpoint):
     return {key: value for key, value in load_tensors(checkpoint).items() if key != "seconds"}
 
 
-def test_history_has_a_row_for_each_epoch(tmp_path):
-    _, result = train(tmp_path / "line.pt")
+# --- Learning ---------------------------------------------------------------------------------------------------------
+
+
+def test_history_has_a_row_for_each_epoch(checkpoint):
+    _, result = train(checkpoint)
     assert len(result.history) == len(result.seconds) == 6
     assert result.history[0].keys() == {"loss", "twice", "score", "learning_rate"}
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert result.history[0]["twice"] == pytest.approx(2 * result.history[0]["loss"])
 
 
-def test_the_best_weights_are_kept(tmp_path):
-    scores = iter([0.1, 0.9, 0.3, 0.2])
-    weights = []
+def test_the_best_weights_are_kept(checkpoint):
+    scores, weights = iter([0.1, 0.9, 0.3, 0.2]), []
 
     def score(model):
         weights.append(model.weight.item())
         return {"score": next(scores)}
 
-    model, result = train(tmp_path / "line.pt", epochs=4, score=score)
+    model, result = train(checkpoint, epochs=4, score=score)
     assert result.best_epoch == 1
     assert model.weight.item() == weights[1] != weights[3]
 
 
-@pytest.mark.parametrize("momentum", [None, 0.9])
-def test_an_interrupted_training_goes_on_to_the_same_numbers(tmp_path, momentum):
-    train(tmp_path / "unbroken.pt", momentum=momentum)
-    interrupted = tmp_path / "interrupted.pt"
-
-    def stop_in_the_fourth_epoch(model):
-        if len(load_tensors(interrupted)["history"] if interrupted.exists() else []) == 3:
-            raise KeyboardInterrupt
-        return closeness(model)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(interrupted, momentum=momentum, score=stop_in_the_fourth_epoch)
-    assert len(load_tensors(interrupted)["history"]) == 3
-    torch.manual_seed(999)  # whatever happened in between
-    train(interrupted, momentum=momentum)
-    assert equal(without_times(interrupted), without_times(tmp_path / "unbroken.pt"))
-
-
-def test_a_finished_training_is_only_loaded(tmp_path):
-    model, first = train(tmp_path / "line.pt")
-
-    def never(*_):
-        pytest.fail("trained again")
-
-    loaded, second = train(tmp_path / "line.pt", loss=never, score=never)
-    assert torch.equal(model.weight, loaded.weight)
-    assert first == second
-
-
-def test_another_trainings_checkpoint_is_refused_and_kept(tmp_path):
-    checkpoint = tmp_path / "line.pt"
-    train(checkpoint)
-    before = checkpoint.read_bytes()
-    with pytest.raises(CheckpointError, match=r"seed: 0 there, 1 now.*delete it or choose another run_dir"):
-        train(checkpoint, settings={"seed": 1})
-    with pytest.raises(CheckpointError, match=r"epochs: 6 there, 7 now"):
-        train(checkpoint, epochs=7)
-    assert checkpoint.read_bytes() == before
-
-
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
-    checkpoint = tmp_path / "line.pt"
-    train(checkpoint)
-    checkpoint.write_bytes(checkpoint.read_bytes()[:700])
-    with pytest.raises(DamagedFileError, match=r"line.pt is damaged.*delete it and run again"):
-        train(checkpoint)
-
-
-def test_the_same_content_makes_the_same_file(tmp_path):
-    for name in ("one.pt", "another.pt"):
-        save_tensors(tmp_path / name, {"weight": torch.arange(5.0)})
-    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
-
-
-def test_divergence_names_step_and_epoch_and_keeps_the_last_good_checkpoint(tmp_path):
-    factors = iter([1.0] * 12 + [float("nan")] * 3)  # two good epochs of five steps, and one that ends badly
-
-    def loss(model, batch, step):
-        return {"loss": squared_error(model, batch, step)["loss"] * next(factors)}
-
-    with pytest.raises(DivergedError, match=r"became nan in step 3 of epoch 3; the last good checkpoint is .*line.pt"):
-        train(tmp_path / "line.pt", loss=loss)
-    assert len(load_tensors(tmp_path / "line.pt")["history"]) == 2
-
-
-def test_the_loss_is_told_the_step_also_when_a_training_goes_on(tmp_path):
-    seen = []
-
-    def loss(model, batch, step):
-        if step == 17 and len(seen) == 17:
-            raise KeyboardInterrupt
-        seen.append(step)
-        return squared_error(model, batch, step)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "line.pt", loss=loss)
-    seen.append("here the epoch starts again")
-    train(tmp_path / "line.pt", loss=loss)
-    assert seen == [*range(17), "here the epoch starts again", *range(15, 30)]
-
-
 def test_long_gradients_are_scaled_down(tmp_path):
-    for steepest in (1e-3, torch.inf):
-        model, _ = train(tmp_path / f"{steepest}.pt", steepest=steepest)
+    for longest in (1e-3, math.inf):
+        model, _ = train(tmp_path / f"{longest}.pt", max_grad_norm=longest)
         length = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
-        assert (length <= 1.001e-3) == (steepest == 1e-3)
+        assert (length <= 1.001e-3) == (longest == 1e-3)
 
 
-def test_with_a_momentum_it_is_muon_at_a_falling_rate(tmp_path, monkeypatch):
+def test_with_a_momentum_it_is_muon_at_a_falling_rate(checkpoint, monkeypatch):
     monkeypatch.setattr(training, "best_precision", lambda device: torch.float32)
     recipe = {"momentum": 0.8, "weight_decay": 0.1, "epochs": 3, "settings": {}}
-    _, result = train(tmp_path / "line.pt", score=lambda model: {"score": -model.bias.item()}, **recipe)
+    _, result = train(checkpoint, score=lambda model: {"score": -model.bias.item()}, **recipe)
     torch.manual_seed(0)
     by_hand = nn.Linear(1, 1)
     optimiser = Muon(by_hand.parameters(), lr=1e-2, momentum=0.8, weight_decay=0.1)
@@ -195,56 +123,131 @@ def test_with_a_momentum_it_is_muon_at_a_falling_rate(tmp_path, monkeypatch):
     assert result.history[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
 
 
-def test_an_unfinished_training_of_another_torch_is_refused_and_kept(tmp_path):
-    checkpoint = tmp_path / "line.pt"
-    train(checkpoint)
-    finished = load_tensors(checkpoint)
-    save_tensors(checkpoint, finished | {"torch": "2.3.1"})
-    train(checkpoint)  # finished: it is only loaded
-    for name in ("history", "seconds"):
-        finished[name] = finished[name][:-1]
-    save_tensors(checkpoint, finished | {"torch": "2.3.1"})
-    content = checkpoint.read_bytes()
-    with pytest.raises(CheckpointError, match=r"line\.pt was left unfinished by torch 2\.3\.1, .* delete it"):
-        train(checkpoint)
-    assert checkpoint.read_bytes() == content
-
-
-def test_a_file_of_ours_that_is_no_checkpoint_is_refused(tmp_path):
-    save_tensors(tmp_path / "line.pt", {"weights": torch.ones(2)})
-    with pytest.raises(CheckpointError, match=r"line\.pt is no checkpoint of a training \(no history\): delete it"):
-        train(tmp_path / "line.pt")
-
-
 def test_a_clock_set_back_changes_nothing(tmp_path, monkeypatch):
     model, _ = train(tmp_path / "ahead.pt")
-    now = time.time()
-    backwards = iter(range(10**6))
+    now, backwards = time.time(), iter(range(10**6))
     monkeypatch.setattr(time, "time", lambda: now - 1000 * next(backwards))  # what the progress bar looks at
     again, result = train(tmp_path / "back.pt")
     assert torch.equal(model.weight, again.weight)
     assert min(result.seconds) >= 0
 
 
-@pytest.mark.parametrize(
-    ("recipe", "message"),
-    [
-        ({"learning_rate": -0.1}, "learning_rate=-0.1: must be a number of 0 or more"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan"),
-        ({"weight_decay": float("inf")}, "weight_decay=inf"),
-        ({"momentum": -1}, "momentum=-1"),
-        ({"epochs": 0}, "epochs=0: must be an integer of 1 or more"),
-        ({"epochs": 2.5}, "epochs=2.5"),
-    ],
-)
-def test_a_recipe_that_makes_no_sense_is_refused(tmp_path, recipe, message):
-    with pytest.raises(ValueError, match=message):
-        train(tmp_path / "line.pt", **recipe)
-    assert not list(tmp_path.iterdir())
+def test_training_in_bfloat16_keeps_float32_weights(checkpoint, monkeypatch):
+    monkeypatch.setattr(training, "best_precision", lambda device: torch.bfloat16)
+    seen = set()
+
+    def loss(model, batch, step):
+        seen.add(model(batch[0]).dtype)
+        return squared_error(model, batch, step)
+
+    model, _ = train(checkpoint, epochs=2, loss=loss)
+    assert seen == {torch.bfloat16}
+    assert model.weight.dtype == torch.float32
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    checkpoint = tmp_path / "line.pt"
+def test_bfloat16_only_where_the_processor_has_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for answer, precision in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=answer: answer, raising=False)
+        assert best_precision(cpu) == precision
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert best_precision(cpu) == torch.float32
+
+
+# --- Going on ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_an_interrupted_training_goes_on_to_the_same_numbers(tmp_path, checkpoint, momentum):
+    train(tmp_path / "unbroken.pt", momentum=momentum)
+
+    def stop_in_the_fourth_epoch(model):
+        if checkpoint.exists() and len(load_tensors(checkpoint)["history"]) == 3:
+            raise KeyboardInterrupt
+        return closeness(model)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint, momentum=momentum, score=stop_in_the_fourth_epoch)
+    assert len(load_tensors(checkpoint)["history"]) == 3
+    torch.manual_seed(999)  # whatever happened in between
+    train(checkpoint, momentum=momentum)
+    assert equal(without_times(checkpoint), without_times(tmp_path / "unbroken.pt"))
+
+
+def test_the_loss_is_told_the_step_also_when_a_training_goes_on(checkpoint):
+    seen = []
+
+    def loss(model, batch, step):
+        if step == 17 and len(seen) == 17:
+            raise KeyboardInterrupt
+        seen.append(step)
+        return squared_error(model, batch, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint, loss=loss)
+    train(checkpoint, loss=loss)
+    assert seen == [*range(17), *range(15, 30)], "the epoch starts again"
+
+
+def test_a_finished_training_is_only_loaded(checkpoint):
+    model, first = train(checkpoint)
+
+    def never(*_):
+        pytest.fail("trained again")
+
+    loaded, second = train(checkpoint, loss=never, score=never)
+    assert torch.equal(model.weight, loaded.weight)
+    assert first == second
+
+
+def test_another_trainings_checkpoint_is_refused_and_kept(checkpoint):
+    train(checkpoint)
+    before = checkpoint.read_bytes()
+    for change, message in (
+        ({"settings": {"seed": 1}}, r"seed: 0 there, 1 now.*delete it or choose another run_dir"),
+        ({"epochs": 7}, "epochs: 6 there, 7 now"),
+        ({"max_grad_norm": 2.0}, "max_grad_norm: inf there, 2.0 now"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            train(checkpoint, **change)
+    assert checkpoint.read_bytes() == before
+
+
+def test_an_unfinished_training_of_another_torch_is_refused_and_kept(checkpoint):
+    train(checkpoint)
+    finished = load_tensors(checkpoint) | {"torch": "2.3.1"}
+    save_tensors(checkpoint, finished)
+    train(checkpoint)  # finished: it is only loaded
+    save_tensors(checkpoint, finished | {name: finished[name][:-1] for name in ("history", "seconds")})
+    content = checkpoint.read_bytes()
+    with pytest.raises(CheckpointError, match=r"line\.pt was left unfinished by torch 2\.3\.1, .* delete it"):
+        train(checkpoint)
+    assert checkpoint.read_bytes() == content
+
+
+def test_a_file_that_is_no_checkpoint_or_damaged_is_refused_by_name(checkpoint):
+    save_tensors(checkpoint, {"weights": torch.ones(2)})
+    with pytest.raises(CheckpointError, match=r"line\.pt is no checkpoint of a training \(no history\): delete it"):
+        train(checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:700])
+    with pytest.raises(DamagedFileError, match=r"line.pt is damaged.*delete it and run again"):
+        train(checkpoint)
+
+
+def test_divergence_names_step_and_epoch_and_keeps_the_last_good_checkpoint(checkpoint):
+    def loss(model, batch, step):
+        factor = 1 if step < diverges else math.nan
+        return {"loss": squared_error(model, batch, step)["loss"] * factor}
+
+    for diverges, place in ((3, "step 4 of epoch 1; there is no checkpoint yet"),
+                            (12, "step 3 of epoch 3; the last good checkpoint is .*line.pt")):  # fmt: skip
+        with pytest.raises(DivergedError, match=f"became nan in {place}"):
+            train(checkpoint, loss=loss)
+        assert checkpoint.exists() == (diverges == 12)
+    assert len(load_tensors(checkpoint)["history"]) == 2
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(checkpoint, monkeypatch):
     saved = []
 
     def save(path, content):
@@ -258,100 +261,167 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert len(load_tensors(checkpoint)["history"]) == 2
 
 
-def test_too_short_for_a_cycle(tmp_path):
-    with pytest.raises(ValueError, match="1 epochs of 5 batches: a one-cycle schedule needs 10 steps or more"):
-        train(tmp_path / "line.pt", epochs=1)
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"learning_rate": -0.1}, "learning_rate=-0.1: must be a number of 0 or more"),
+        ({"learning_rate": math.nan}, "learning_rate=nan"),
+        ({"weight_decay": math.inf}, "weight_decay=inf"),
+        ({"momentum": -1}, "momentum=-1"),
+        ({"epochs": 0}, "epochs=0: must be an integer of 1 or more"),
+        ({"epochs": 2.5}, "epochs=2.5"),
+        ({"epochs": 1}, "1 epochs of 5 batches: a one-cycle schedule needs 10 steps or more"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(checkpoint, recipe, message):
+    with pytest.raises(ValueError, match=message):
+        train(checkpoint, **recipe)
+    assert not list(checkpoint.parent.iterdir())
 
 
 # --- The real thing: a U-Net, a process of its own, SIGKILL -----------------------------------------------------------
 
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, {root!r})
-from tests.test_training import train_unet
-train_unet(Path({checkpoint!r}), epochs=4)
-"""
 
-
-def train_unet(checkpoint, epochs, down="strided", up="upsample", loss_function=losses.dice_loss, count=96):
+def train_unet(checkpoint, epochs, variant="StrConv+Ups+Dice", count=96, augment=None):
     """A small U-Net on the stand-in, as the notebook trains it."""
-    pets = load_pets("stand-in", Path(), 32)
-    few = type(pets.train)(pets.train.images[:count], pets.train.trimaps[:count], pets.train.names[:count])
+    few = Split(*(part[:count] for part in load_pets("stand-in", Path(), 32).train))
     torch.manual_seed(0)
-    model = UNet(3, 1, 8, 3, down, up).to(memory_format=torch.channels_last)
+    model = build_unet(variant, 8, 3).to(memory_format=torch.channels_last)
+    loss_function = losses.dice_loss if variant.endswith("Dice") else losses.bce_loss
 
     def loss(model, batch, step):
         images, targets = batch
-        return {"loss": loss_function(model(to_input(images)), targets.float())}
+        return {"loss": loss_function(model(normalise(images)), targets.float())}
 
     def score(model):
-        predicted = predict(model, few.images) >= 0.5
-        return {"score": segmentation_scores(predicted, few.trimaps)["iou"]}
+        return {"score": segmentation_scores(predict(model, few.images) >= 0.5, few.targets)["iou"]}
 
-    batches = PetBatches(few, 8, [32] * epochs, seed=0)
+    batches = Batches(few, 8, 0, augment, [32] * epochs)
     recipe = RECIPE | {"learning_rate": 0.08, "momentum": 0.9, "weight_decay": 1e-3}
     return fit(model, batches, loss, score, epochs=epochs, checkpoint=checkpoint, **recipe)
 
 
-def start(checkpoint):
-    root = str(Path(__file__).parent.parent)
-    code = SCRIPT.format(root=root, checkpoint=str(checkpoint))
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize("variant", ["MP+Tr+BCE", "MP+Tr+Dice", "StrConv+Tr+BCE", "StrConv+Ups+Dice"])
+def test_a_handful_of_images_is_learnt_by_heart(checkpoint, variant):
+    assert train_unet(checkpoint, 100, variant, count=8).history[-1]["score"] > 0.9
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from tests.test_training import train_unet
+from utils.data import pet_augmentation
+torch.set_num_threads(1)
+train_unet(Path(sys.argv[1]), epochs=4, augment=pet_augmentation())
+"""
+
+
+def train_in_a_process(path):
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, path], cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
 def test_killed_in_the_middle_of_an_epoch(tmp_path):
     unbroken, killed = tmp_path / "unbroken.pt", tmp_path / "killed.pt"
-    assert start(unbroken).wait() == 0
-    length = max(load_tensors(unbroken)["seconds"])
-    process = start(killed)
+    assert train_in_a_process(unbroken).wait() == 0
+    process = train_in_a_process(killed)
     while not killed.exists():
         time.sleep(0.001)
         assert process.poll() is None
-    time.sleep(0.4 * length)  # into the second epoch
+    time.sleep(0.4 * max(load_tensors(unbroken)["seconds"]))  # into the second epoch
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert 1 <= len(load_tensors(killed)["history"]) < 4, "killed too late to test anything"
-    assert start(killed).wait() == 0
+    assert train_in_a_process(killed).wait() == 0
     assert equal(without_times(killed), without_times(unbroken))
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["killed.pt", "unbroken.pt"]
 
 
-@pytest.mark.parametrize(("down", "up", "loss_function"), [
-    ("maxpool", "transposed", losses.bce_loss),
-    ("maxpool", "transposed", losses.dice_loss),
-    ("strided", "transposed", losses.bce_loss),
-    ("strided", "upsample", losses.dice_loss),
-])  # fmt: skip
-def test_a_handful_of_images_is_learnt_by_heart(tmp_path, monkeypatch, down, up, loss_function):
-    monkeypatch.setattr(data, "augmentation", lambda: albumentations.Compose([]))
-    result = train_unet(tmp_path / "few.pt", 100, down, up, loss_function, count=8)
-    assert result.history[-1]["score"] > 0.9
+# --- Muon: against singular values, by hand, and against torch's own implementation where it has one ------------------
 
 
-# --- Precision --------------------------------------------------------------------------------------------------------
+def test_singular_values_become_nearly_one_and_the_vectors_stay():
+    torch.manual_seed(0)
+    for shape in ((6, 40), (40, 6), (8, 8)):
+        u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+        values = torch.linspace(1, 4, min(shape), dtype=torch.float64)
+        result = u.T @ orthogonalise(u * values @ v) @ v.T  # diagonal if the vectors are the same
+        assert 0.68 < result.diagonal().min() < result.diagonal().max() < 1.21
+        torch.testing.assert_close(result, result.diagonal().diag(), atol=1e-9, rtol=0)
 
 
-def test_bfloat16_only_where_the_processor_has_it(monkeypatch):
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    assert best_precision(cpu) == torch.bfloat16
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert best_precision(cpu) == torch.float32
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    assert best_precision(cpu) == torch.float32
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(2, 9), st.integers(1, 12), st.integers(0, 10**6))
+def test_singular_values_of_any_matrix_stay_about_one_or_below(rows, columns, seed):
+    matrix = orthogonalise(torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)))
+    assert matrix.shape == (rows, columns)
+    assert torch.linalg.svdvals(matrix).max() < 1.3
 
 
-def test_training_in_bfloat16_keeps_float32_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "best_precision", lambda device: torch.bfloat16)
-    seen = []
+def test_one_iteration_after_the_other_by_hand():
+    """Of a single singular value only the sum of the coefficients counts: x -> a x + b x^3 + c x^5 from x = 1."""
+    x = 1.0
+    for _ in range(3):
+        x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
+    torch.testing.assert_close(orthogonalise(torch.tensor([[0.0, 5.0], [0.0, 0.0]])), torch.tensor([[0.0, x], [0, 0]]))
+    assert torch.equal(orthogonalise(torch.zeros(3, 5)), torch.zeros(3, 5)), "no gradient moves nothing"
 
-    def loss(model, batch, step):
-        seen.append(model(batch[0]).dtype)
-        return squared_error(model, batch, step)
 
-    model, _ = train(tmp_path / "line.pt", epochs=2, loss=loss)
-    assert set(seen) == {torch.bfloat16}
-    assert model.weight.dtype == torch.float32
+def test_filters_keep_an_orthogonal_matrix_length_and_turn_by_the_rate():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 8, 3, bias=False)
+    optimiser = Muon(layer.parameters(), lr=1e-3, momentum=0.6, weight_decay=0.0)
+    layer(torch.randn(2, 3, 6, 6)).square().sum().backward()
+    before = layer.weight.detach() * 8**0.5 / layer.weight.detach().norm()
+    optimiser.step()
+    step = (before - layer.weight.detach()).flatten(1) / 1e-3
+    gradient = layer.weight.grad.flatten(1)
+    torch.testing.assert_close(step, orthogonalise(1.6 * gradient), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close((step * gradient).sum(), gradient.norm(p="nuc"), atol=0, rtol=0.35)  # steepest descent
+
+
+def test_other_parameters_descend_as_torchs_sgd_does():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    pairs = [
+        (ours, Muon(ours.parameters(), lr=0.1, momentum=0.8, weight_decay=0.0)),
+        (theirs, torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.8, nesterov=True)),
+    ]
+    for _ in range(5):
+        inputs = torch.randn(6, 4)
+        for layer, optimiser in pairs:
+            optimiser.zero_grad()
+            layer(inputs).square().mean().backward()
+            optimiser.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+def test_decay_by_hand_and_what_has_no_gradient_stays():
+    weight, still = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([5.0]))
+    optimiser = Muon([weight, still], lr=0.5, momentum=0.0, weight_decay=0.2)
+    weight.grad = torch.tensor([1.0])
+    optimiser.step()
+    assert weight.item() == pytest.approx(2 * (1 - 0.5 * 0.2) - 0.5)
+    assert still.item() == 5
+
+
+@pytest.mark.parametrize("wrong", [-1e-9, math.nan, math.inf, "1", None])
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay"])
+def test_rates_that_are_none_are_refused(name, wrong):
+    with pytest.raises(ValueError, match=f"{name}=.*: must be a number of 0 or more"):
+        Muon([nn.Parameter(torch.ones(2))], **({"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0} | {name: wrong}))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_filters_descend_as_torchs_muon_does():
+    """Torch's is for matrices, in bfloat16, and does not fix the length: one step, compared with that tolerance."""
+    torch.manual_seed(0)
+    start, gradient = torch.randn(6, 20), torch.randn(6, 20)
+    start *= 6**0.5 / start.norm()
+    ours, theirs = nn.Parameter(start.view(6, 5, 2, 2).clone()), nn.Parameter(start.clone())
+    ours.grad, theirs.grad = gradient.view(6, 5, 2, 2).clone(), gradient.clone()
+    Muon([ours], lr=0.1, momentum=0.9, weight_decay=0.0).step()
+    torch.optim.Muon([theirs], lr=0.1, momentum=0.9, weight_decay=0.0, ns_steps=3).step()
+    torch.testing.assert_close(ours.detach().flatten(1), theirs.detach(), atol=5e-3, rtol=0)

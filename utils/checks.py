@@ -1,4 +1,4 @@
-"""What functions refuse, in words: arguments that would end in a riddle far away, or in a wrong number."""
+"""Checks of arguments: a ValueError in words, in place of a wrong number or an error three libraries down."""
 
 from math import isfinite
 from numbers import Integral, Real
@@ -9,42 +9,42 @@ from torch import Tensor
 
 
 def check_integers(minimum: int = 1, **numbers: Any) -> None:
-    """Raise ValueError for what is no integer, or below the minimum."""
+    """Refuse what is no integer, or below the minimum."""
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
             raise ValueError(f"{name}={value!r}: must be an integer of {minimum} or more")
 
 
 def check_not_negative(**numbers: Any) -> None:
-    """Raise ValueError for what is no finite number, or below 0."""
+    """Refuse what is no finite number, or below 0."""
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value) or value < 0:
             raise ValueError(f"{name}={value!r}: must be a number of 0 or more")
 
 
 def check_same_shape(**tensors: Tensor) -> None:
-    """Raise ValueError where broadcasting would silently accept two shapes."""
+    """Refuse two shapes that broadcasting would silently accept."""
     (first, one), (second, other) = tensors.items()
     if one.shape != other.shape:
         raise ValueError(f"{first} have shape {tuple(one.shape)}, {second} {tuple(other.shape)}: they must be equal")
 
 
 def check_range(low: float, high: float, **tensors: Tensor) -> None:
-    """Raise ValueError if a value lies outside low..high, or is NaN."""
+    """Refuse values outside low..high, and NaN."""
     for name, tensor in tensors.items():
         if tensor.numel() and not low <= tensor.min() <= tensor.max() <= high:  # false for NaN, too
             raise ValueError(f"{name} reach from {tensor.min():.3g} to {tensor.max():.3g}, expected {low} to {high}")
 
 
 def check_bytes(**images: Tensor) -> None:
-    """Raise ValueError for images that are not uint8 (N, C, H, W)."""
+    """Refuse images that are not uint8 (N, C, H, W)."""
     for name, tensor in images.items():
         if tensor.dtype != torch.uint8 or tensor.ndim != 4:
             raise ValueError(f"{name} are {tensor.dtype} {tuple(tensor.shape)}, expected torch.uint8 (N, C, H, W)")
 
 
 def check_labels(labels: Tensor, count: int, classes: int) -> None:
-    """Raise ValueError for labels that are not int64 (count,) in 0 to classes - 1."""
+    """Refuse labels that are not int64 (count,) in 0 to classes - 1."""
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}, expected torch.int64 ({count},)")
     check_range(0, classes - 1, labels=labels)

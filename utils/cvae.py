@@ -1,7 +1,7 @@
 """A conditional variational autoencoder (Kingma and Welling 2013, arXiv:1312.6114; Sohn, Lee and Yan 2015).
 
-The encoder turns an image into a Gaussian over codes z, the decoder turns a code into an image, and either or both are
-told the label: a one-hot vector that a linear layer embeds.
+The encoder turns an image into a Gaussian over codes z, the decoder turns a code into an image, and either or both see
+the label: a one-hot vector that a linear layer embeds.
 """
 
 from itertools import pairwise
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.checks import check_integers, check_labels, check_range
-from utils.losses import bernoulli_loss, gaussian_loss, kl_loss
+from utils.losses import bernoulli_loss, gaussian_loss
 
 LABEL_TO = ("encoder", "decoder", "both")
 LIKELIHOODS = ("bernoulli", "gaussian")
@@ -20,12 +20,12 @@ EMBEDDING = 16  # numbers that a label is embedded in
 
 
 def halve(in_channels: int, out_channels: int) -> nn.Sequential:
-    """A convolution that steps by two: (N, C, H, W) -> (N, C', H/2, W/2)."""
+    """A strided convolution: (N, C, H, W) -> (N, C', H/2, W/2)."""
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1), nn.SiLU())
 
 
 def double(in_channels: int, out_channels: int) -> nn.Sequential:
-    """A transposed convolution that steps by two: (N, C, H, W) -> (N, C', 2H, 2W)."""
+    """A transposed convolution: (N, C, H, W) -> (N, C', 2H, 2W)."""
     return nn.Sequential(nn.SiLU(), nn.ConvTranspose2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1))
 
 
@@ -45,10 +45,9 @@ class ConditionalVAE(nn.Module):
         latent_size: numbers in a code.
         base_channels: channels after the first convolution; each further one doubles them.
         depth: how many times the sides are halved.
-        label_to: "encoder", "decoder" or "both", which is told the label.
+        label_to: "encoder", "decoder" or "both", which sees the label.
         likelihood: of a pixel: "bernoulli" for black and white, "gaussian" with a learnt deviation for colours.
-        hidden: numbers in the hidden layer on either side of the code; 0 for none. With one, code and label mix before
-            anything is drawn; a code as large as it, or nearly, does not get through.
+        hidden: numbers in the hidden layer on either side of the code; 0 for none.
 
     Raises:
         ValueError: for an unknown `label_to` or `likelihood`, or sizes that are not positive integers or cannot be
@@ -67,12 +66,8 @@ class ConditionalVAE(nn.Module):
         hidden: int = 256,
     ):
         super().__init__()
-        if label_to not in LABEL_TO:
-            raise ValueError(f"label_to={label_to!r}: choose from {LABEL_TO}")
-        if likelihood not in LIKELIHOODS:
-            raise ValueError(f"likelihood={likelihood!r}: choose from {LIKELIHOODS}")
-        if len(image_shape) != 3:
-            raise ValueError(f"image_shape={image_shape!r}: must be channels, height, width")
+        if label_to not in LABEL_TO or likelihood not in LIKELIHOODS:
+            raise ValueError(f"{label_to=}, {likelihood=}: choose from {LABEL_TO} and {LIKELIHOODS}")
         channels, height, width = image_shape
         check_integers(channels=channels, height=height, width=width, classes=classes, depth=depth)
         check_integers(latent_size=latent_size, base_channels=base_channels)
@@ -80,30 +75,27 @@ class ConditionalVAE(nn.Module):
         if height % 2**depth or width % 2**depth:
             raise ValueError(f"images of {height} x {width} cannot be halved {depth} times (depth)")
         self.image_shape, self.classes, self.latent_size = tuple(image_shape), classes, latent_size
-        self.encoder_told, self.decoder_told = label_to != "decoder", label_to != "encoder"
-        widths = [channels, *(base_channels * 2**level for level in range(depth))]  # 1, 16, 32, ... channels
-        deepest = (widths[-1], height // 2**depth, width // 2**depth)
-
-        self.embedding = nn.Linear(classes, EMBEDDING, bias=False)
-        self.encoder = nn.Sequential(*(halve(*pair) for pair in pairwise(widths)), nn.Flatten())
-        self.to_code = dense(prod(deepest) + EMBEDDING * self.encoder_told, hidden, 2 * latent_size)
-        self.from_code = dense(latent_size + EMBEDDING * self.decoder_told, hidden, prod(deepest))
-        self.decoder = nn.Sequential(nn.Unflatten(1, deepest), *(double(*pair) for pair in pairwise(widths[::-1])))
+        self.encoder_sees_label, self.decoder_sees_label = label_to != "decoder", label_to != "encoder"
+        self.build_layers(base_channels, depth, hidden)
         gaussian = likelihood == "gaussian"
         self.log_deviation = nn.Parameter(torch.tensor(-1.5)) if gaussian else None  # about that of a picture's pixels
+
+    def build_layers(self, base_channels: int, depth: int, hidden: int) -> None:
+        """Embedding, encoder and decoder; the label widens what the dense layers take in."""
+        channels, height, width = self.image_shape
+        widths = [channels, *(base_channels * 2**level for level in range(depth))]  # such as 1, 8, 16 channels
+        deepest = (widths[-1], height // 2**depth, width // 2**depth)
+        self.embedding = nn.Linear(self.classes, EMBEDDING, bias=False)
+        self.encoder = nn.Sequential(*(halve(*pair) for pair in pairwise(widths)), nn.Flatten())
+        self.to_code = dense(prod(deepest) + EMBEDDING * self.encoder_sees_label, hidden, 2 * self.latent_size)
+        self.from_code = dense(self.latent_size + EMBEDDING * self.decoder_sees_label, hidden, prod(deepest))
+        self.decoder = nn.Sequential(nn.Unflatten(1, deepest), *(double(*pair) for pair in pairwise(widths[::-1])))
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode, draw a code, decode, all with the same labels.
 
-        Args:
-            images: float (N, C, H, W) in 0..1.
-            labels: int64 (N,) in 0..classes - 1.
-
-        Returns:
-            Logits of the reconstruction (N, C, H, W), and mean and log-variance of the code, each (N, latent_size).
-
-        Raises:
-            ValueError: if images or labels are of another shape, type or range.
+        Of images, float (N, C, H, W) in 0..1, and labels, int64 (N,): logits of the reconstruction (N, C, H, W), and
+        mean and log-variance of the code, each (N, latent_size). ValueError for another shape, type or range.
         """
         mean, log_variance = self.encode(images, labels)
         return self.decode(self.reparameterise(mean, log_variance), labels), mean, log_variance
@@ -112,7 +104,7 @@ class ConditionalVAE(nn.Module):
         """Mean and log-variance of q(z | image, label), each (N, latent_size); arguments and errors as in forward."""
         self.check_images(images)
         features = self.encoder(images)  # (N, deepest channels * H / 2^depth * W / 2^depth)
-        if self.encoder_told:
+        if self.encoder_sees_label:
             features = torch.cat([features, self.embed(labels, len(images))], dim=1)
         mean, log_variance = self.to_code(features).chunk(2, dim=1)
         return mean, log_variance
@@ -125,7 +117,7 @@ class ConditionalVAE(nn.Module):
         """Logits (N, C, H, W) of p(image | z, label), of codes (N, latent_size); labels and errors as in forward."""
         if codes.ndim != 2 or codes.shape[1] != self.latent_size:
             raise ValueError(f"codes have shape {tuple(codes.shape)}, expected (N, {self.latent_size})")
-        if self.decoder_told:
+        if self.decoder_sees_label:
             codes = torch.cat([codes, self.embed(labels, len(codes))], dim=1)
         return self.decoder(self.from_code(codes))
 
@@ -148,28 +140,11 @@ class ConditionalVAE(nn.Module):
         check_range(0, 1, images=images)
 
 
-def elbo_terms(model: ConditionalVAE, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Reconstruction loss, KL divergence and their sum, minus the ELBO: scalars, means in nats per image.
-
-    Kingma and Welling 2013 (arXiv:1312.6114), equation 10 with one draw; arguments and errors as in `forward`.
-    """
-    logits, mean, log_variance = model(images, labels)
-    reconstruction, kl = model.reconstruction_loss(logits, images).mean(), kl_loss(mean, log_variance).mean()
-    return {"reconstruction": reconstruction, "kl": kl, "negative_elbo": reconstruction + kl}
+def build_digit_vae(latent_size: int, base_channels: int, label_to: str) -> ConditionalVAE:
+    """The model of Part 2a: 28 x 28 grey pixels, halved twice."""
+    return ConditionalVAE((1, 28, 28), 10, latent_size, base_channels, depth=2, label_to=label_to)
 
 
-def guide_loss(model: ConditionalVAE, guide: nn.Module, images: Tensor, sent: Tensor) -> Tensor:
-    """How badly a frozen classifier reads the labels sent off what the model makes: mean cross-entropy in nats.
-
-    The labels go to the whole model, as in the literal protocol. The gradient passes through the guide, whose weights
-    should not require one, to the model. (The classification loss of AC-GAN's generator, Odena et al. 2016,
-    arXiv:1610.09585, equation 3.)
-
-    Args:
-        model: in training.
-        guide: gives logits (N, classes), in evaluation mode.
-        images: float (N, C, H, W) in 0..1.
-        sent: int64 (N,), labels to send, right or wrong.
-    """
-    logits, _, _ = model(images, sent)
-    return F.cross_entropy(guide(logits.sigmoid()).float(), sent)
+def build_picture_vae(latent_size: int, base_channels: int, label_to: str, hidden: int) -> ConditionalVAE:
+    """The model of Part 2b: 32 x 32 coloured pixels, halved three times."""
+    return ConditionalVAE((3, 32, 32), 10, latent_size, base_channels, 3, label_to, "gaussian", hidden)

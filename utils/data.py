@@ -1,204 +1,282 @@
-"""Oxford-IIIT Pet, or its embedded stand-in, decoded once into uint8 tensors; splits, checks and augmentation.
+"""The three data sets as uint8 tensors, the user's own images, scaling, augmentation and batches.
 
-A trimap holds 1 (pet), 2 (background) and 3 (border). Foreground is pet + border; the border keeps its own value, so
-that a score can leave it out.
+Oxford-IIIT Pet has a trimap for each photograph: 1 is pet, 2 background and 3 border. Foreground is pet and border;
+the border keeps its own value, so that a score can leave it out. MNIST and CIFAR-10 have a label for each image.
 """
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for its newest version otherwise
 
 import albumentations as A
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from scipy.ndimage import center_of_mass
 from torch import Tensor
-from torchvision.datasets import OxfordIIITPet
+from torchvision.datasets import CIFAR10, MNIST, OxfordIIITPet
+from torchvision.datasets.mnist import read_image_file, read_label_file
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from utils import standins
-from utils.checks import check_bytes, check_integers
+from utils.checks import check_bytes, check_integers, check_labels
 from utils.storage import cached
 
+CLASSES = 10
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PET, BACKGROUND, BORDER = 1, 2, 3
 SPLIT_SEED = 0  # one hold-out for every run and seed: changing it would let choices peek at other images
-SOURCES = ("oxford-iiit-pet", "stand-in")
-FOLDERS = ("oxford-iiit-pet", "cifar10")
+STANDIN_PETS, STANDIN_LABELLED = (320, 64, 128), (3_000, 200, 400)  # images for training, validation and test
 AHEAD = 8  # batches made at once: between two steps of training, the processor has forgotten how to make one
-STANDIN_SIZES = {"train": 320, "validation": 64, "test": 128}
+DIGIT, BOX = 28, 20  # pixels: side of an MNIST image, and of the square that its digit fits into
 
 
 class DataError(RuntimeError):
-    """The data set is missing, incomplete or broken; the message names the file and the remedy."""
+    """A data set or an image is missing, incomplete or damaged; the message names the file and the remedy."""
 
 
 class Split(NamedTuple):
-    """Images uint8 (N, 3, S, S) in 0..255 and trimaps uint8 (N, 1, S, S) in {1, 2, 3}, with one name each."""
+    """Images uint8 (N, C, H, W); targets are labels int64 (N,) in 0..9, or trimaps uint8 (N, 1, H, W) in {1, 2, 3}."""
 
     images: Tensor
-    trimaps: Tensor
-    names: list[str]
+    targets: Tensor
+    names: Sequence[str] = ()  # of the files, for pets
 
 
-class Pets(NamedTuple):
-    """`train` is fitted, `validation` (10 % of the official trainval list) decides, `test` is read once, at the end."""
+class Dataset(NamedTuple):
+    """`train` is fitted, `validation`, held out of the official training images, decides, `test` is read at the end."""
 
-    source: str
+    name: str
+    classes: tuple[str, ...]  # none for pets
     train: Split
     validation: Split
     test: Split
 
 
-def load_pets(source: str, data_dir: Path, image_size: int) -> Pets:
-    """The whole data set at image_size x image_size pixels (aspect ratio not kept).
+def load_pets(dataset: str, data_dir: Path, image_size: int) -> Dataset:
+    """Photographs of cats and dogs with trimaps, image_size x image_size pixels (16 or more; aspect ratio not kept).
 
-    Args:
-        source: "oxford-iiit-pet" (downloaded if absent) or "stand-in" (drawn by `standins`, no file needed).
-        data_dir: folder that holds, or will hold, `oxford-iiit-pet/`; the decoded copy goes to `data_dir/cache/`.
-        image_size: side in pixels, 16 or more.
-
-    Raises:
-        ValueError: for an unknown source or too small a size.
-        DataError: if the real set is missing, incomplete or broken.
+    `dataset` is "oxford-iiit-pet", a folder of `data_dir` (downloaded if absent), or "stand-in", which is drawn.
+    Raises ValueError for another name or size, DataError if the real set is missing, incomplete or damaged.
     """
-    if source not in SOURCES:
-        raise ValueError(f"source={source!r}: choose from {SOURCES}")
-    if not isinstance(image_size, int) or image_size < 16:
-        raise ValueError(f"image_size={image_size!r}: must be an integer of 16 or more")
-    if source == "stand-in":
-        return Pets(source, *(draw_standins(name, image_size) for name in STANDIN_SIZES))
-    root = Path(data_dir) / "oxford-iiit-pet"
-    download_if_absent(root)
-    trainval, test = (decoded(root, split, image_size) for split in ("trainval", "test"))
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(trainval.names))
-    held_out = len(order) // 10
-    return Pets(source, take(trainval, np.sort(order[held_out:])), take(trainval, np.sort(order[:held_out])), test)
+    check_integers(16, image_size=image_size)
+    if dataset != "oxford-iiit-pet":
+        return stand_in(dataset, "oxford-iiit-pet", (), partial(standins.pets, size=image_size), STANDIN_PETS)
+    root = Path(data_dir) / dataset
+    with remedied(root, "the folders images/ and annotations/"):
+        if not root.exists():
+            OxfordIIITPet(data_dir, target_types="segmentation", download=True)
+        return hold_out(dataset, (), *(read_pets(root, part, image_size) for part in ("trainval", "test")))
 
 
-def draw_standins(split: str, image_size: int) -> Split:
-    """One split of the stand-in set; each split is drawn from a seed of its own."""
-    count = STANDIN_SIZES[split]
-    images, trimaps = standins.pets(count, image_size, seed=list(STANDIN_SIZES).index(split))
-    names = [f"stand-in {split} {i}" for i in range(count)]
-    return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(trimaps)[:, None], names)
+def load_digits(dataset: str, data_dir: Path) -> Dataset:
+    """Handwritten digits, grey, 28 x 28 pixels: "mnist", in `data_dir/MNIST/raw/`, or "stand-in"; as `load_pets`."""
+    if dataset != "mnist":
+        return stand_in(dataset, "mnist", tuple("0123456789"), standins.digits, STANDIN_LABELLED)
+    root = Path(data_dir) / "MNIST" / "raw"
+    with remedied(root, "the four unpacked IDX files"):
+        if not root.exists():
+            MNIST(data_dir, download=True)
+        return hold_out(dataset, tuple("0123456789"), *(read_idx(root, prefix) for prefix in ("train", "t10k")))
 
 
-def take(split: Split, indices: np.ndarray) -> Split:
+def load_pictures(dataset: str, data_dir: Path) -> Dataset:
+    """Small RGB photographs, 32 x 32 pixels: "cifar10", or "stand-in" (coloured shapes); as `load_pets`.
+
+    The image folder `data_dir/cifar10/{train,test}/<class>/` is read where there is one, else torchvision's download.
+    """
+    if dataset != "cifar10":
+        return stand_in(dataset, "cifar10", standins.SHAPES, standins.shapes, STANDIN_LABELLED)
+    root = Path(data_dir) / dataset
+    with remedied(root, "the pictures, as {train,test}/<class>/,"):
+        if root.exists():
+            train, test = (read_image_folder(root, part) for part in ("train", "test"))
+            order = torch.randperm(len(test.targets), generator=torch.Generator().manual_seed(SPLIT_SEED))
+            test = take(test, order)  # it was class by class
+        else:
+            parts = [CIFAR10(data_dir, train, download=True) for train in (True, False)]
+            train, test = (Split(channels_first(part.data), torch.tensor(part.targets)) for part in parts)
+        return hold_out(dataset, CIFAR10_CLASSES, train, test)
+
+
+def stand_in(name: str, real: str, classes: tuple[str, ...], draw: Callable, counts: tuple[int, ...]) -> Dataset:
+    """The drawn stand-in for a real data set; each split has a seed of its own."""
+    if name != "stand-in":
+        raise ValueError(f"dataset={name!r}: choose from {(real, 'stand-in')}")
+    splits = []
+    for seed, (part, count) in enumerate(zip(("train", "validation", "test"), counts)):
+        images, targets = draw(count, seed=seed)
+        targets = torch.from_numpy(targets).long() if classes else channels_first(targets)
+        splits.append(Split(channels_first(images), targets, [f"stand-in {part} {i}" for i in range(count)]))
+    return Dataset(name, classes, *splits)
+
+
+def hold_out(name: str, classes: tuple[str, ...], training: Split, test: Split) -> Dataset:
+    """The official splits, with the same tenth of the training images, at most 5,000, set aside in every run."""
+    count = len(training.images)
+    held_out = min(5_000, count // 10)
+    if classes:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED))
+        train, validation = order[held_out:], order[:held_out]
+    else:  # the published splits of the pets were drawn by NumPy, and keep the order of the official list
+        order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(count))
+        train, validation = order[held_out:].sort().values, order[:held_out].sort().values
+    return Dataset(name, classes, take(training, train), take(training, validation), test)
+
+
+def take(split: Split, indices: Tensor) -> Split:
     """The chosen rows of a split."""
-    chosen = torch.from_numpy(indices)
-    return Split(split.images[chosen], split.trimaps[chosen], [split.names[i] for i in indices])
+    names = [split.names[i] for i in indices] if split.names else ()
+    return Split(split.images[indices], split.targets[indices], names)
 
 
-# --- From files to tensors --------------------------------------------------------------------------------------------
+def channels_first(array: np.ndarray) -> Tensor:
+    """Images (N, H, W, C), or (N, H, W) with one channel, as a tensor (N, C, H, W)."""
+    return torch.from_numpy(array.reshape(*array.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
 
 
-def download_if_absent(root: Path) -> None:
-    """Let torchvision fetch and unpack the two archives (about 800 MB) where the folder does not exist."""
-    if root.exists():
-        return
+@contextmanager
+def remedied(root: Path, what: str) -> Iterator[None]:
+    """Add to an error about a data set what to do about it; `what` has to lie in its folder `root`."""
+    absent = not root.exists()
     try:
-        OxfordIIITPet(root.parent, target_types="segmentation", download=True)
+        yield
     except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{root} does not exist and the download failed ({error}). Put Oxford-IIIT Pet there (folders images/ and "
-            f"annotations/), set DATA_DIR to where it is, or run on the embedded stand-in: source='stand-in'"
-        ) from error
+        if absent:
+            raise DataError(
+                f"{root} does not exist and the download failed ({error}). Put {what} there, set DATA_DIR to the "
+                f"folder that holds the data, or run on the embedded stand-in: dataset='stand-in'"
+            ) from error
+        if not isinstance(error, (FileNotFoundError, DataError)):
+            raise
+        finding = f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else error
+        remedy = f"the data set is incomplete; delete {root} and run again to download or unpack it anew"
+        raise DataError(f"{finding}: {remedy}") from error
 
 
-def decoded(root: Path, split: str, image_size: int) -> Split:
-    """One official list as tensors: from the cache if it fits the files, else decoded, checked and cached."""
-    names = listed_names(root, split)
-    pairs = [(root / "images" / f"{name}.jpg", root / "annotations" / "trimaps" / f"{name}.png") for name in names]
-    fingerprint = [file_size(path) for pair in pairs for path in pair]
-    cache = root.parent / "cache" / f"oxford-iiit-pet-{split}-{image_size}.pt"
-    tensors = cached(cache, fingerprint, lambda: decode_pairs(pairs, split, image_size))
-    return Split(tensors["images"], tensors["trimaps"], names)
-
-
-def decode_pairs(pairs: list[tuple[Path, Path]], split: str, image_size: int) -> dict[str, Tensor]:
-    """All images and trimaps of a list, as `Split` has them."""
-    images = torch.empty(len(pairs), 3, image_size, image_size, dtype=torch.uint8)
-    trimaps = torch.empty(len(pairs), 1, image_size, image_size, dtype=torch.uint8)
-    with ThreadPoolExecutor() as pool:
-        decoding = pool.map(lambda pair: decode_pair(*pair, image_size), pairs)
-        for i, (image, trimap) in enumerate(tqdm(decoding, f"decode {split}", len(pairs), leave=False)):
-            images[i], trimaps[i, 0] = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(trimap)
-    return {"images": images, "trimaps": trimaps}
-
-
-def listed_names(root: Path, split: str) -> list[str]:
-    """The names on an official list, such as 'Abyssinian_201'."""
-    path = root / "annotations" / f"{split}.txt"
-    try:
-        names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: {remedy(root)}") from None
+def read_pets(root: Path, part: str, image_size: int) -> Split:
+    """One official list of Oxford-IIIT Pet, "trainval" or "test"."""
+    path, folders = root / "annotations" / f"{part}.txt", (root / "images", root / "annotations" / "trimaps")
+    names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names:
-        raise DataError(f"{path} is empty: {remedy(root)}")
-    return names
+        raise DataError(f"{path} is empty")
+    pixels = decoded(
+        root, part, [(folders[0] / f"{name}.jpg", folders[1] / f"{name}.png") for name in names], image_size
+    )
+    return Split(pixels[:, :3].contiguous(), pixels[:, 3:].contiguous(), names)
 
 
-def remedy(root: Path) -> str:
-    """What to do about an incomplete data set."""
-    return f"the data set is incomplete; delete {root} and run again to download or unpack it anew"
+def read_image_folder(root: Path, part: str) -> Split:
+    """One half of an image folder in the layout of CIFAR-10, class by class."""
+    paths = [sorted((root / part / name).glob("*.*")) for name in CIFAR10_CLASSES]
+    counts = [len(some) for some in paths]
+    if len(set(counts)) > 1 or not counts[0]:
+        found = ", ".join(f"{count} {name}" for name, count in zip(CIFAR10_CLASSES, counts))
+        raise DataError(f"{root / part} holds {found}; each class must have as many")
+    images = decoded(root, part, [(path,) for some in paths for path in some], 32)
+    return Split(images, torch.arange(CLASSES).repeat_interleave(counts[0]))
 
 
-def file_size(path: Path) -> int:
-    """Size in bytes; a listed file that is absent or empty is an error."""
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise DataError(f"{path} is on the official list but missing: {remedy(path_root(path))}") from None
-    if not size:
-        raise DataError(f"{path} is empty: {remedy(path_root(path))}")
-    return size
+def decoded(root: Path, part: str, items: list[tuple[Path, ...]], side: int) -> Tensor:
+    """Each item by `decode`, stacked: from the cache if it fits the files, else decoded in parallel and cached."""
+    files = [path for item in items for path in item]
+    sizes = [path.stat().st_size for path in files]
+    if 0 in sizes:
+        raise DataError(f"{files[sizes.index(0)]} is empty")
+    bar = {"desc": f"decode {part}", "leave": False, "tqdm_class": tqdm}
+    cache = root.parent / "cache" / f"{root.name}-{part}-{side}.pt"
+    return cached(cache, sizes, lambda: {"pixels": torch.stack(thread_map(partial(decode, side), items, **bar))})[
+        "pixels"
+    ]
 
 
-def path_root(path: Path) -> Path:
-    """The folder of the data set that a file lies in."""
-    return next(parent for parent in path.parents if parent.name in FOLDERS)
+def decode(side: int, paths: tuple[Path, ...]) -> Tensor:
+    """A photograph and its trimap, resized, or a picture of the right size: uint8 (4 or 3, side, side)."""
+    image, *trimaps = map(open_image, paths)
+    layers = [image.convert("RGB").resize((side, side), Image.BILINEAR)]
+    if not trimaps and image.size != (side, side):
+        raise DataError(f"{paths[0]} is {image.size[0]} x {image.size[1]} pixels, not {side} x {side}")
+    for trimap in trimaps:
+        if image.size != trimap.size:
+            raise DataError(f"{paths[1]} is {trimap.size}, its image {image.size}")
+        if not {*(values := np.unique(trimap).tolist())} <= {PET, BACKGROUND, BORDER}:  # resizing may skip pixels
+            raise DataError(f"{paths[1]} holds the values {values}, a trimap only 1, 2, 3")
+        layers.append(trimap.resize((side, side), Image.NEAREST))
+    return torch.from_numpy(np.dstack(layers)).permute(2, 0, 1)
 
 
-def decode_pair(image_path: Path, trimap_path: Path, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 (S, S, 3) and trimap uint8 (S, S), both resized; every trimap value is checked before resizing."""
-    square = (image_size, image_size)
-    image, trimap = open_image(image_path).convert("RGB"), open_image(trimap_path)
-    if image.size != trimap.size:
-        raise DataError(f"{trimap_path} is {trimap.size}, its image {image.size}: {remedy(path_root(trimap_path))}")
-    values = set(np.unique(np.asarray(trimap)).tolist())
-    if not values <= {PET, BACKGROUND, BORDER}:
-        found = f"{trimap_path} holds the values {sorted(values)}, a trimap only 1, 2, 3"
-        raise DataError(f"{found}: {remedy(path_root(trimap_path))}")
-    return np.array(image.resize(square, Image.BILINEAR)), np.array(trimap.resize(square, Image.NEAREST))
-
-
-def open_image(path: Path) -> Image.Image:
-    """A fully decoded image, or an error that names the file."""
+def open_image(path: Path, remedy: str = "") -> Image.Image:
+    """A fully decoded image, upright as its camera noted (EXIF)."""
     try:
         with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} does not decode ({error}): {remedy(path_root(path))}") from error
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error}){remedy}") from error
 
 
-# --- From tensors to batches ------------------------------------------------------------------------------------------
+def read_idx(root: Path, prefix: str) -> Split:
+    """The two IDX files of one official split of MNIST, checked against each other."""
+    paths, parts = [root / f"{prefix}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")], []
+    for path, read in zip(paths, (read_image_file, read_label_file)):
+        try:
+            parts.append(read(str(path)))
+        except (RuntimeError, ValueError, TypeError, AssertionError, LookupError) as error:
+            raise DataError(f"{path} is damaged ({type(error).__name__})") from error
+    images, labels = parts
+    if images.shape[1:] != (DIGIT, DIGIT) or len(images) != len(labels):
+        shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
+        raise DataError(f"{paths[0]} and {paths[1].name} hold {shapes}, not (N, 28, 28) and (N,)")
+    if not len(labels) or labels.max() >= CLASSES:
+        raise DataError(f"{paths[1]} holds {len(labels)} labels, or others than 0 to {CLASSES - 1}")
+    return Split(images[:, None], labels)
 
 
-def to_input(images: Tensor) -> Tensor:
-    """What the U-Nets eat: uint8 (N, 3, H, W) in 0..255 -> float32 in -2..2, in channels-last memory.
+def open_rgb(path: Path) -> Image.Image:
+    """A file as RGB, upright, on white where transparent. DataError if it is no image, or of more than 8 bits."""
+    image = open_image(path, ": remove it, or save it as JPEG or PNG")
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{path} has more than 8 bits for a value (mode {image.mode}): save it with 8")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
-    Raises:
-        ValueError: for images of another type or number of dimensions.
+
+def load_photographs(folder: Path, image_size: int) -> tuple[list[str], Tensor]:
+    """Names and images, uint8 (N, 3, S, S), of a folder, hidden files left out. DataError if a file is no image."""
+    check_integers(image_size=image_size)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: give one that holds photographs")
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not paths:
+        raise DataError(f"{folder} is empty: put photographs there (JPEG, PNG, ...)")
+    images = [open_rgb(path).resize((image_size, image_size), Image.BILINEAR) for path in paths]
+    return [path.name for path in paths], channels_first(np.stack(images))
+
+
+def load_digit(path: Path) -> Tensor:
+    """A digit, dark on light or light on dark, in the form of MNIST: uint8 (1, 28, 28), light ink on black.
+
+    As MNIST was made (LeCun et al. 1998, section III.A): the ink is scaled to fit into 20 x 20 pixels, proportions
+    kept, and its centre of mass comes to the middle. The ground is the median of the edge. DataError without ink.
     """
-    check_bytes(images=images)
-    return ((images.float() - 127.5) / 63.75).contiguous(memory_format=torch.channels_last)
+    grey = np.asarray(open_rgb(path).convert("L"), dtype=np.float32)
+    contrast = np.abs(grey - np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
+    if contrast.max() < 32:  # of 255
+        raise DataError(f"{path} is all of one brightness: no digit is to be seen")
+    ink = Image.fromarray(np.clip(contrast / contrast.max() * 1.25 - 0.25, 0, 1))  # the ground is never quite even
+    ink = ink.crop(ink.getbbox())
+    ink = np.asarray(ink.resize([max(1, round(side * BOX / max(ink.size))) for side in ink.size], Image.BOX))
+    middle = [round(DIGIT / 2 - 0.5 - centre) for centre in center_of_mass(ink)]
+    top, left = np.clip(middle, 0, DIGIT - np.array(ink.shape))
+    image = np.zeros((1, DIGIT, DIGIT), dtype=np.uint8)
+    image[0, top : top + len(ink), left : left + ink.shape[1]] = 255 * ink / ink.max()
+    return torch.from_numpy(image)
 
 
 def foreground(trimaps: Tensor) -> Tensor:
@@ -206,73 +284,89 @@ def foreground(trimaps: Tensor) -> Tensor:
     return trimaps != BACKGROUND
 
 
-def augmentation() -> A.Compose:
-    """Random flip, affine map and colour, the same geometry for image and trimap.
+def normalise(images: Tensor) -> Tensor:
+    """Images uint8 (N, C, H, W) -> float32 in -2..2, in channels-last memory: the input of the U-Nets."""
+    check_bytes(images=images)
+    return ((images.float() - 127.5) / 63.75).contiguous(memory_format=torch.channels_last)
 
-    Outside the frame both are mirrored: a constant fill would paint black corners, and a trimap value that is none.
+
+def to_unit(images: Tensor) -> Tensor:
+    """Images uint8 (N, C, H, W) -> float32 in 0..1, in channels-last memory: the input of all other networks."""
+    check_bytes(images=images)
+    return (images.float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+def pet_augmentation() -> A.Compose:
+    """Random flip, affine map and colour; outside its frame an image, with its trimap, is continued by mirroring."""
+    mirror = cv2.BORDER_REFLECT_101  # a constant fill would paint black corners, and a trimap value that is none
+    affine = A.Affine(scale=(0.85, 1.2), translate_percent=(-0.06, 0.06), rotate=(-12, 12), border_mode=mirror, p=0.7)
+    colour = A.ColorJitter((0.8, 1.2), (0.8, 1.2), saturation=(0.7, 1.3), hue=(-0.03, 0.03))
+    return A.Compose([A.HorizontalFlip(), affine, colour])
+
+
+def digit_augmentation() -> A.Compose:
+    """Random affine map, for classifiers: what is written stays the same digit."""
+    return A.Compose([A.Affine(scale=(0.85, 1.15), translate_percent=(-0.08, 0.08), rotate=(-12, 12), shear=(-12, 12))])
+
+
+def picture_augmentation() -> A.Compose:
+    """Random mirror image and shift, for classifiers: what is shown stays the same thing."""
+    return A.Compose([A.HorizontalFlip(), A.Affine(translate_px=(-2, 2), border_mode=cv2.BORDER_REFLECT_101, p=1)])
+
+
+class Batches:
+    """Shuffled batches. They depend on seed and epoch alone, so that training resumes exactly.
+
+    Each image comes once an epoch, augmented together with its trimap; a last incomplete batch is dropped. `sizes` are
+    the sides in pixels, epoch by epoch (progressive resizing); without them, images stay as they are. Raises
+    ValueError if the split is smaller than a batch, the labels are none, or seed or a size is no integer.
     """
-    return A.Compose(
-        [
-            A.HorizontalFlip(p=0.5),
-            A.Affine(
-                scale=(0.85, 1.2),
-                translate_percent=(-0.06, 0.06),
-                rotate=(-12, 12),
-                border_mode=cv2.BORDER_REFLECT_101,
-                p=0.7,
-            ),
-            A.ColorJitter((0.8, 1.2), (0.8, 1.2), saturation=(0.7, 1.3), hue=(-0.03, 0.03), p=0.5),
-        ]
-    )
 
-
-class PetBatches:
-    """Shuffled, augmented batches. They depend on seed and epoch alone, so that training resumes exactly.
-
-    Args:
-        split: what to draw from; each image comes once an epoch, a last incomplete batch is dropped.
-        batch_size: images in a batch, at most the size of the split.
-        sizes: the side in pixels for each epoch; smaller than the images means progressive resizing.
-        seed: of order and augmentation.
-
-    Raises:
-        ValueError: if the split is smaller than one batch, or a size or the seed is no integer.
-    """
-
-    def __init__(self, split: Split, batch_size: int, sizes: list[int], seed: int):
-        if not 1 <= batch_size <= len(split.images):
+    def __init__(self, split: Split, batch_size: int, seed: int, augment: A.Compose | None = None, sizes=()):
+        if batch_size not in range(1, len(split.images) + 1):
             raise ValueError(f"batch_size={batch_size}: must be from 1 to {len(split.images)}, the images there are")
-        check_integers(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
         check_integers(0, seed=seed)
-        self.images = split.images.permute(0, 2, 3, 1).numpy()  # (N, H, W, 3), as albumentations wants them
-        self.trimaps = split.trimaps[:, 0].numpy()
-        self.batch_size, self.sizes, self.seed = batch_size, sizes, seed
-        self.augment = augmentation()
+        check_integers(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+        if split.targets.ndim != 4:  # no trimaps
+            check_labels(split.targets, len(split.images), CLASSES)
+        self.split, self.batch_size, self.seed, self.augment, self.sizes = split, batch_size, seed, augment, sizes
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self.images) // self.batch_size
+        return len(self.split.images) // self.batch_size
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images uint8 (B, 3, s, s) and targets bool (B, 1, s, s) of one epoch (counted from 0), s = sizes[number]."""
-        order = np.random.default_rng([self.seed, number]).permutation(len(self.images))
-        order = order[: len(self) * self.batch_size].reshape(-1, self.batch_size)
-        self.augment.set_random_seed(self.seed * 100_003 + number)
-        batches = (self.batch(indices, self.sizes[number]) for indices in order)
+        """One epoch, from 0 on: images uint8 (B, C, s, s), and labels int64 (B,) or foreground bool (B, 1, s, s)."""
+        seed = self.seed * 100_003 + number
+        order = torch.randperm(len(self.split.images), generator=torch.Generator().manual_seed(seed))
+        steps, size = [], self.sizes[number] if self.sizes else self.split.images.shape[-1]
+        if size != self.split.images.shape[-1]:
+            steps.append(A.Resize(size, size, cv2.INTER_AREA, mask_interpolation=cv2.INTER_NEAREST))
+        if self.augment:
+            self.augment.set_random_seed(seed)
+            steps.append(self.augment)
+        chosen = order.split(self.batch_size)[: len(self)]
+        batches = (transformed(self.split.images[rows], self.split.targets[rows], steps) for rows in chosen)
         while ready := list(islice(batches, AHEAD)):
             yield from ready
 
-    def batch(self, indices: np.ndarray, size: int) -> tuple[Tensor, Tensor]:
-        """Images uint8 (B, 3, s, s) and targets bool (B, 1, s, s)."""
-        pairs = [self.pair(index, size) for index in indices]
-        images, trimaps = (torch.from_numpy(np.stack(parts)) for parts in zip(*pairs))
-        return images.permute(0, 3, 1, 2), foreground(trimaps[:, None])
 
-    def pair(self, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """One image and its trimap, shrunk if asked, then augmented."""
-        image, trimap = self.images[index], self.trimaps[index]
-        if size != len(image):
-            image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-            trimap = cv2.resize(trimap, (size, size), interpolation=cv2.INTER_NEAREST)
-        augmented = self.augment(image=image, mask=trimap)
-        return augmented["image"], augmented["mask"]
+def transformed(images: Tensor, targets: Tensor, steps: list[Callable]) -> tuple[Tensor, Tensor]:
+    """Images uint8 (B, C, H, W), changed one by one, and the labels (B,) or, of trimaps, the foreground (B, 1, H, W)."""
+    has_trimaps = targets.ndim == 4
+    if steps:
+        masks = [{"mask": trimap} for trimap in targets[:, 0].numpy()] if has_trimaps else [{}] * len(images)
+        samples = [{"image": image} | mask for image, mask in zip(images.permute(0, 2, 3, 1).numpy(), masks)]
+        for step in steps:
+            samples = [step(**sample) for sample in samples]
+        images = torch.from_numpy(np.stack([sample["image"] for sample in samples])).permute(0, 3, 1, 2)
+        if has_trimaps:
+            targets = torch.from_numpy(np.stack([sample["mask"] for sample in samples]))[:, None]
+    return images, foreground(targets) if has_trimaps else targets
+
+
+def draw_wrong_labels(labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """For each label int64 (N,) one of the nine others, all equally likely: int64 (N,), never the label itself."""
+    check_labels(labels, len(labels), CLASSES)
+    shift = torch.randint(1, CLASSES, labels.shape, generator=generator, device=labels.device)
+    return (labels + shift) % CLASSES

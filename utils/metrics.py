@@ -1,100 +1,108 @@
-"""Scores of binary segmentation, and the predictions that they are computed from.
+"""Scores: of masks (IoU, Dice, pixel accuracy), and of what a conditional VAE makes of a wrong label.
 
-Scores 'over the whole set' add up the pixel counts of all images before dividing, so that a large pet weighs more than
-a small one; `iou_per_image` divides for each image and then averages. 'Border ignored' leaves out the trimap's border.
+Segmentation scores 'over the whole set' add up the pixel counts of all images before dividing, so that a large pet
+weighs more than a small one; `iou_per_image` divides for each image and then averages. 'Border ignored' leaves out the
+trimap's border.
+
+A wrong label is sent by one of two protocols. *Literal*: the whole model gets it, as the assignment says. *Swap*: the
+encoder sees the true label, the decoder the wrong one. A code is the mean of q(z | image, label): nothing is random.
 """
+
+from collections.abc import Callable
+from math import log, prod
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from utils.checks import check_integers, check_range, check_same_shape
-from utils.data import BORDER, PET, foreground, to_input
+from utils.checks import check_integers, check_labels, check_range, check_same_shape
+from utils.classifiers import in_parts, predict_labels
+from utils.cvae import ConditionalVAE
+from utils.data import BORDER, CLASSES, PET, foreground, normalise
+from utils.losses import kl_loss
 
 THRESHOLD = 0.5  # a pixel is foreground where its probability is at least this
-PART = 256  # images whose pixels are counted at a time
+CANDIDATES = 100  # among so many a source has to be found again
+BATCH = 500  # images that a conditional VAE encodes or decodes at a time
+
+
+# --- Segmentation -----------------------------------------------------------------------------------------------------
+
+
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Foreground probabilities, float32 (N, 1, H, W) in 0..1 on the CPU, of uint8 images (N, 3, H, W)."""
+    device = next(model.eval().parameters()).device
+    return in_parts(lambda part: model(normalise(part.to(device))).float().sigmoid().cpu(), images, size=32)
+
+
+def predict_two_views(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities as `predict` gives them, and their mean over the image and its mirror (test-time augmentation)."""
+    plain, mirrored = predict(model, images), predict(model, images.flip(-1))
+    return plain, mirrored.flip(-1).add_(plain).div_(2)  # in place: half the memory
 
 
 def confusion(predicted: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Pixel counts of each image.
+    """Pixel counts of each image, int64 (N, 4): true positives, false positives, false negatives, true negatives.
 
-    Args:
-        predicted, target: bool (N, ...), the same shape.
-        counted: bool of that shape, False for pixels to leave out; all are counted without it.
-
-    Returns:
-        int64 (N, 4): true positives, false positives, false negatives, true negatives.
-
-    Raises:
-        ValueError: if the shapes differ or a tensor is not bool.
+    All masks are bool (N, ...) of one shape, or ValueError is raised; `counted` is False for pixels to leave out.
     """
     counted = torch.ones_like(target) if counted is None else counted
-    for name, tensor in {"predicted": predicted, "target": target, "counted": counted}.items():
-        if tensor.dtype != torch.bool or tensor.shape != target.shape:
-            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected bool {tuple(target.shape)}")
-    parts = zip(*(tensor.split(PART) for tensor in (predicted, target, counted)))
-    return torch.cat([cells(*part) for part in parts])
+    for name, mask in {"predicted": predicted, "target": target, "counted": counted}.items():
+        if mask.dtype != torch.bool or mask.shape != target.shape:
+            raise ValueError(f"{name} is {mask.dtype} {tuple(mask.shape)}, expected bool {tuple(target.shape)}")
+    return in_parts(count_cells, predicted, target, counted, size=256)  # to add up bools, torch makes an int64 of each
 
 
-def cells(predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """The counts of a few images: to add up, torch makes an int64 of each bool, eight times the memory."""
-    four = (predicted & target, predicted & ~target, ~predicted & target, ~predicted & ~target)
-    return torch.stack([(cell & counted).flatten(1).sum(1) for cell in four], dim=1)
+def count_cells(predicted: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """tp, fp, fn and tn of masks, bool (N, ...): int64 (N, 4)."""
+    cells = (predicted & target, predicted & ~target, ~predicted & target, ~predicted & ~target)
+    return torch.stack([(cell & counted).flatten(1).sum(1) for cell in cells], dim=1)
 
 
 def iou(counts: Tensor) -> Tensor:
     """Intersection over union (Jaccard 1912), tp / (tp + fp + fn), of counts (..., 4); 1 where both are empty."""
     tp, fp, fn, _ = counts.double().unbind(-1)
-    return torch.where(tp + fp + fn > 0, tp / (tp + fp + fn).clamp(min=1), 1.0)
+    return share(tp, tp + fp + fn)
 
 
 def dice(counts: Tensor) -> Tensor:
     """Dice coefficient (Dice 1945), 2 tp / (2 tp + fp + fn), of counts (..., 4); 1 where both are empty."""
     tp, fp, fn, _ = counts.double().unbind(-1)
-    return torch.where(tp + fp + fn > 0, 2 * tp / (2 * tp + fp + fn).clamp(min=1), 1.0)
+    return share(2 * tp, 2 * tp + fp + fn)
 
 
 def pixel_accuracy(counts: Tensor) -> Tensor:
     """Share of pixels that are right, (tp + tn) / all, of counts (..., 4); 1 where no pixel is counted."""
     tp, fp, fn, tn = counts.double().unbind(-1)
-    total = tp + fp + fn + tn
-    return torch.where(total > 0, (tp + tn) / total.clamp(min=1), 1.0)
+    return share(tp + tn, tp + fp + fn + tn)
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """Part over whole; 1 where the whole is 0."""
+    return torch.where(whole > 0, part / whole.clamp(min=1), 1.0)
 
 
 def segmentation_scores(predicted: Tensor, trimaps: Tensor) -> dict[str, float]:
-    """All scores of the project, each in 0..1.
+    """All scores of masks, bool (N, 1, H, W), against trimaps, uint8 (N, 1, H, W) in {1, 2, 3}; each in 0..1.
 
-    Args:
-        predicted: bool (N, 1, H, W), True for foreground.
-        trimaps: uint8 (N, 1, H, W) in {1, 2, 3}; the target is pet + border.
-
-    Raises:
-        ValueError: if there is no image, the shapes differ, or a trimap holds other values.
+    ValueError if there is no image, the shapes differ, or a trimap holds other values.
     """
     check_integers(images=len(trimaps))
     check_range(PET, BORDER, trimaps=trimaps)
     target = foreground(trimaps)
     counts = confusion(predicted, target)
-    whole = counts.sum(0)
-    inside = confusion(predicted, target, counted=trimaps != BORDER).sum(0)
-    return {
-        "iou": iou(whole).item(),
-        "dice": dice(whole).item(),
-        "pixel_accuracy": pixel_accuracy(whole).item(),
-        "iou_per_image": iou(counts).mean().item(),
-        "iou_border_ignored": iou(inside).item(),
-        "dice_border_ignored": dice(inside).item(),
-        "pixel_accuracy_border_ignored": pixel_accuracy(inside).item(),
-    }
+    whole, inside = counts.sum(0), confusion(predicted, target, counted=trimaps != BORDER).sum(0)
+    measures = {"iou": iou, "dice": dice, "pixel_accuracy": pixel_accuracy}
+    scores = {name: measure(whole).item() for name, measure in measures.items()}
+    scores["iou_per_image"] = iou(counts).mean().item()
+    return scores | {f"{name}_border_ignored": measure(inside).item() for name, measure in measures.items()}
 
 
-def baselines(train_trimaps: Tensor, test_trimaps: Tensor) -> dict[str, dict[str, float]]:
+def baseline_scores(train_trimaps: Tensor, test_trimaps: Tensor) -> dict[str, dict[str, float]]:
     """Scores of two guesses that look at no image: everything is foreground, and the mean training mask.
 
-    Args:
-        train_trimaps, test_trimaps: uint8 (N, 1, H, W) in {1, 2, 3}, of one size.
-
-    Raises:
-        ValueError: if there is no trimap, the sizes differ, or a trimap holds other values.
+    Trimaps are uint8 (N, 1, H, W) in {1, 2, 3}, of one size, or ValueError is raised.
     """
     check_integers(training_images=len(train_trimaps), test_images=len(test_trimaps))
     check_range(PET, BORDER, training_trimaps=train_trimaps)
@@ -107,28 +115,11 @@ def baselines(train_trimaps: Tensor, test_trimaps: Tensor) -> dict[str, dict[str
     }
 
 
-@torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
-    """Foreground probabilities, float32 (N, 1, H, W) in 0..1 on the CPU, of uint8 images (N, 3, H, W).
-
-    Raises:
-        ValueError: for images of another type, or that the model refuses.
-    """
-    check_integers(batch_size=batch_size)
-    device = next(model.parameters()).device
-    model.eval()
-    return torch.cat([model(to_input(part.to(device))).float().sigmoid().cpu() for part in images.split(batch_size)])
-
-
-def iou_difference(before: Tensor, after: Tensor, resamples: int = 1000) -> tuple[float, float, float]:
+def bootstrap_iou_difference(before: Tensor, after: Tensor, resamples: int = 1000) -> tuple[float, float, float]:
     """Accumulated IoU of `after` minus that of `before`, and the ends of its 95 % bootstrap interval over images.
 
-    Args:
-        before, after: counts int64 (N, 4) of two models on the same N images.
-        resamples: how many times N images are drawn with replacement (Efron 1979, the percentile method).
-
-    Raises:
-        ValueError: if there is no image, or the models saw different numbers of them.
+    Counts are int64 (N, 4) of two models on the same N images, which are drawn anew `resamples` times, with replacement
+    (Efron 1979, the percentile method).
     """
     check_integers(images=len(before), resamples=resamples)
     check_same_shape(counts_before=before, counts_after=after)
@@ -136,3 +127,204 @@ def iou_difference(before: Tensor, after: Tensor, resamples: int = 1000) -> tupl
     differences = iou(after[drawn].sum(1)) - iou(before[drawn].sum(1))  # (resamples,)
     low, high = differences.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return (iou(after.sum(0)) - iou(before.sum(0))).item(), low, high
+
+
+# --- What a conditional VAE makes of a label --------------------------------------------------------------------------
+
+
+def encode(model: ConditionalVAE, images: Tensor, labels: Tensor) -> Tensor:
+    """Codes (N, latent size) of float images (N, C, H, W) in 0..1 and labels int64 (N,), which the encoder may see."""
+    model.eval()
+    return in_parts(lambda *batch: model.encode(*batch)[0], images, labels, size=BATCH)
+
+
+def decode(model: ConditionalVAE, codes: Tensor, labels: Tensor) -> Tensor:
+    """Images in 0..1 (N, C, H, W), the decoder's pixel probabilities, of codes (N, latent size) and labels (N,)."""
+    model.eval()
+    return in_parts(lambda *batch: model.decode(*batch).sigmoid(), codes, labels, size=BATCH)
+
+
+def generate(model: ConditionalVAE, images: Tensor, sent: Tensor, encoder_labels: Tensor | None = None) -> Tensor:
+    """What the model makes of images sent with these labels; `encoder_labels` go to the encoder instead (swap)."""
+    return decode(model, encode(model, images, sent if encoder_labels is None else encoder_labels), sent)
+
+
+def evaluate_elbo(model: ConditionalVAE, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Minus the ELBO and its two parts: means in nats per image, with one drawn code each; arguments as in `encode`."""
+    check_integers(images=len(images))
+    model.eval()
+
+    def two_parts(images: Tensor, labels: Tensor) -> Tensor:
+        logits, mean, log_variance = model(images, labels)
+        return torch.stack([model.reconstruction_loss(logits, images), kl_loss(mean, log_variance)], dim=1)
+
+    reconstruction, kl = in_parts(two_parts, images, labels, size=BATCH).double().mean(0).tolist()
+    return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+
+
+def label_following(
+    model: ConditionalVAE,
+    judge: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attributes: dict[str, Callable[[Tensor], Tensor]],
+    guide: nn.Module | None = None,
+) -> dict[str, float]:
+    """Send every image with every label, and measure what comes out.
+
+    Args:
+        model, judge: on the device of the images; the judge gives logits (N, 10).
+        images: float (N, C, H, W) in 0..1; N is a multiple of 100.
+        labels: int64 (N,), the true ones, not all the same.
+        attributes: by name, a function of images (N, C, H, W) that gives one number or more for each, (N,) or (N, K).
+        guide: the classifier that took part in training, if any, for `guide_agreement`.
+
+    Returns:
+        Shares in 0..1 over the 9 N wrong pairs: `wrong_label_agreement` (literal: the judge reads the label sent),
+        `swap_agreement`, `true_class_agreement` (literal: it still reads the true class) and `source_retrieval` (see
+        `retrieved`). Over the N right ones: `right_label_agreement`. And for each attribute `..._correlation`: its rank
+        correlation between source and output (literal), mean over the labels sent, in -1..1.
+    """
+    check_labels(labels, len(images), CLASSES)
+    check_integers(2, different_labels=len(labels.unique()))
+    true_codes, rows = encode(model, images, labels), {}
+    for label in range(CLASSES):
+        sent = torch.full_like(labels, label)
+        codes = encode(model, images, sent)
+        outputs, wrong = decode(model, codes, sent), labels != label
+        swapped = outputs if torch.equal(codes, true_codes) else decode(model, true_codes, sent)
+        row = agreement(judge, outputs, swapped, labels, label)
+        row["source_retrieval"] = retrieved(encode(model, outputs, sent), codes)[wrong]
+        if guide is not None:
+            row["guide_agreement"] = (predict_labels(guide, outputs) == label)[wrong]
+        for name, attribute in attributes.items():
+            row[f"{name}_correlation"] = attribute_correlation(attribute, images[wrong], outputs[wrong])
+        for name, values in row.items():
+            rows.setdefault(name, []).append(values.double())
+    return {name: torch.cat(values).mean().item() for name, values in rows.items()}
+
+
+def agreement(judge: nn.Module, outputs: Tensor, swapped: Tensor, labels: Tensor, sent: int) -> dict[str, Tensor]:
+    """What the judge reads, image by image, off outputs (N, C, H, W) that were all sent with one label: bools."""
+    wrong, predicted = labels != sent, predict_labels(judge, outputs)
+    swap = predicted if swapped is outputs else predict_labels(judge, swapped)
+    return {
+        "wrong_label_agreement": (predicted == sent)[wrong],
+        "swap_agreement": (swap == sent)[wrong],
+        "true_class_agreement": (predicted == labels)[wrong],
+        "right_label_agreement": (predicted == sent)[~wrong],
+    }
+
+
+def retrieved(codes: Tensor, sources: Tensor) -> Tensor:
+    """Whether each output's code is nearer (Euclidean) to its own source's than to those of 99 others: bool (N,).
+
+    The candidates are the sources in the same hundred of rows; chance is 1 %. Output and candidates are encoded with
+    the same label, so that the label gives nothing away. Both are (N, latent size), N a multiple of 100.
+    """
+    check_same_shape(codes=codes, sources=sources)
+    if len(codes) % CANDIDATES:
+        raise ValueError(f"{len(codes)} images: source retrieval needs a multiple of {CANDIDATES}")
+    hundreds = (part.unflatten(0, (-1, CANDIDATES)) for part in (codes, sources))  # (N / 100, 100, latent size)
+    nearest = torch.cdist(*hundreds).argmin(dim=2)  # (N / 100, 100)
+    return (nearest == torch.arange(CANDIDATES, device=codes.device)).flatten()
+
+
+def attribute_correlation(attribute: Callable[[Tensor], Tensor], sources: Tensor, outputs: Tensor) -> Tensor:
+    """Spearman's rank correlation (1904) of each number of an attribute between sources and outputs: (K,) in -1..1."""
+    columns = (attribute(images).view(len(images), -1) for images in (sources, outputs))  # (N, K)
+    ranks = [column.argsort(dim=0, stable=True).argsort(dim=0).double().T for column in columns]  # ties by place
+    return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(*ranks)])
+
+
+def baselines(model: ConditionalVAE) -> dict[str, SimpleNamespace]:
+    """Two stand-ins for a model: one gives back the source, one decodes a code from the prior in place of its own."""
+
+    def draw(images: Tensor, labels: Tensor) -> tuple[Tensor, None]:
+        return torch.randn(len(images), model.latent_size, device=images.device), None
+
+    copy = {
+        "encode": lambda images, labels: (images.flatten(1), None),
+        "decode": lambda codes, labels: codes.view(-1, *model.image_shape).logit(eps=1e-6),
+    }
+    random = {"encode": draw, "decode": model.decode}
+    both = {"copy the source": copy, "random code": random}
+    return {name: SimpleNamespace(eval=model.eval, **functions) for name, functions in both.items()}
+
+
+# --- Codes ------------------------------------------------------------------------------------------------------------
+
+
+def linear_probe(known: Tensor, labels: Tensor, codes: Tensor, answers: Tensor) -> float:
+    """How well a linear classifier, fitted by least squares, reads the class off the code: share in 0..1, chance 0.1.
+
+    It is fitted to codes `known` (M, latent size) with labels (M,), and reads `codes`, whose labels are `answers`.
+    """
+    check_integers(known=len(known), codes=len(codes))
+    check_labels(labels, len(known), CLASSES)
+    check_labels(answers, len(codes), CLASSES)
+    design, asked = (F.pad(part.double(), (0, 1), value=1.0) for part in (known, codes))  # a column of ones
+    weights = torch.linalg.lstsq(design, F.one_hot(labels, CLASSES).double()).solution
+    return ((asked @ weights).argmax(1) == answers).double().mean().item()
+
+
+def linear_discriminant_projection(codes: Tensor, labels: Tensor) -> Tensor:
+    """Codes (N, latent size) on the plane where the classes lie farthest apart, in units of the deviation: (N, 2).
+
+    Linear discriminants (Fisher 1936): whiten the codes, then take the first two principal directions of class means.
+    """
+    check_labels(labels, len(codes), CLASSES)
+    check_integers(2, classes=len(labels.unique()), latent_size=codes.shape[1])
+    centred = codes.double() - codes.double().mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(codes))
+    white = centred @ vectors / values.clamp(min=1e-9).sqrt()
+    means = torch.stack([white[labels == label].mean(0) for label in labels.unique()])  # (classes, latent size)
+    return white @ torch.linalg.svd(means, full_matrices=False).Vh[:2].T
+
+
+# --- Attributes of images, float (N, C, H, W) in 0..1 -----------------------------------------------------------------
+
+
+def thickness(images: Tensor) -> Tensor:
+    """Width of the stroke of digits (N, 1, H, W) in pixels, (N,): twice the ink over its outline.
+
+    A stroke of width w and length l has the area w l and an outline of 2 (w + l), so this is a bit less than w. The
+    length of the outline is the total variation, the sum of all gradients' lengths (Rudin, Osher and Fatemi 1992).
+    """
+    padded = F.pad(images, (1, 1, 1, 1))
+    across = padded[..., :-1, 1:] - padded[..., :-1, :-1]
+    down = padded[..., 1:, :-1] - padded[..., :-1, :-1]
+    outline = torch.hypot(across, down).flatten(1).sum(1)
+    return 2 * images.flatten(1).sum(1) / outline.clamp(min=1e-6)
+
+
+def slant(images: Tensor) -> Tensor:
+    """Shear of the ink of digits (N, 1, H, W), (N,): pixels to the right for each pixel up, -mu11 / mu02.
+
+    By the central moments of the image, as in Morpho-MNIST (Castro et al. 2019, arXiv:1809.10780).
+    """
+    ink = images[:, 0] / images[:, 0].sum((1, 2), keepdim=True).clamp(min=1e-6)  # (N, H, W), sums to 1
+    rows, columns = (torch.arange(side, dtype=ink.dtype, device=ink.device) for side in ink.shape[1:])
+    y = rows[:, None] - (ink.sum(2) @ rows)[:, None, None]  # (N, H, 1), from the centre of the ink
+    x = columns - (ink.sum(1) @ columns)[:, None, None]  # (N, 1, W)
+    return -(ink * x * y).sum((1, 2)) / (ink * y**2).sum((1, 2)).clamp(min=1e-6)
+
+
+def mean_colour(images: Tensor) -> Tensor:
+    """Mean of each channel, (N, C) in 0..1."""
+    return images.mean((2, 3))
+
+
+def peak_signal_to_noise(sources: Tensor, outputs: Tensor) -> Tensor:
+    """PSNR of each output in dB, (N,): -10 log10 of its mean squared error; infinite where nothing differs."""
+    check_same_shape(sources=sources, outputs=outputs)
+    return -10 * (outputs - sources).square().flatten(1).mean(1).log10()
+
+
+def bits_per_dimension(nats: float, image_shape: tuple[int, ...]) -> float:
+    """Bits for each of the C * H * W values of an image, each rounded to one of 256 levels in 0..1.
+
+    From minus a log-density in nats per image: nats / (C H W log 2) + log2(256), since the density is taken to be the
+    same all over one level, 1/256 wide (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
+    """
+    return nats / (prod(image_shape) * log(2)) + 8

@@ -5,7 +5,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 LOCK, UNFINISHED = ".lock", ".unfinished-"  # names of files that only this module writes
-CLAIMED: dict[Path, Any] = {}  # folders that this process holds until it ends
+RUN_LOCKS: dict[Path, ExitStack] = {}  # run folders that this process holds until it ends
 
 
 class DamagedFileError(RuntimeError):
@@ -28,8 +28,7 @@ class StorageError(OSError):
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: a reader meets the old file or the new one.
 
-    Raises:
-        StorageError: if the disk is full, the folder read-only, ...; what was there before is still there.
+    Raises StorageError if the disk is full, the folder read-only, ...; what was there before is still there.
     """
     temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")  # two processes never share one
     try:
@@ -45,11 +44,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def save_tensors(path: Path, content: dict) -> None:
-    """Write a dict of tensors, numbers, strings and lists of those, atomically; the same content as the same bytes.
-
-    Raises:
-        StorageError: if it cannot be written.
-    """
+    """Write a dict of tensors, numbers, strings and lists of those, atomically; the same content as the same bytes."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a path, torch writes its name, here with a process id, into the file
@@ -64,9 +59,7 @@ def save_tensors(path: Path, content: dict) -> None:
 def load_tensors(path: Path) -> dict:
     """Read what `save_tensors` wrote, onto the CPU; never runs code from the file.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        DamagedFileError: if a bit of the file has changed since, or it is not ours.
+    Raises FileNotFoundError, or DamagedFileError if a bit of the file has changed since, or it is not ours.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -83,27 +76,17 @@ def load_tensors(path: Path) -> dict:
 
 
 def save_json(path: Path, content: dict) -> None:
-    """Write readable JSON, atomically.
-
-    Raises:
-        StorageError: if it cannot be written.
-    """
+    """Write readable JSON, atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 @contextmanager
-def turn(folder: Path, patience: float = -1) -> Iterator[None]:
-    """Hold a folder that other processes want to write into as well; the system lets go of it if this one is killed.
+def folder_lock(folder: Path, patience: float = -1) -> Iterator[None]:
+    """Hold a folder, made if absent, that other processes write into as well; a killed process lets go of it.
 
-    What killed processes have left unfinished is deleted. A folder that cannot be written to is not held.
-
-    Args:
-        folder: made if it does not exist.
-        patience: seconds to wait until another process lets go; without end if negative.
-
-    Raises:
-        StorageError: if another process still holds it.
+    What killed processes have left unfinished is deleted. A folder that cannot be written to is not held. `patience`
+    is how many seconds to wait for another process, without end if negative; then StorageError is raised.
     """
     lock = FileLock(folder / LOCK)
     try:
@@ -122,51 +105,34 @@ def turn(folder: Path, patience: float = -1) -> Iterator[None]:
         lock.release()
 
 
-def claim(folder: Path) -> Path:
-    """Keep other processes out of a folder until this one ends, however it ends; the folder itself.
-
-    Raises:
-        StorageError: if another process holds it.
-    """
+def lock_run_dir(folder: Path) -> Path:
+    """Hold a folder until this process ends, however it ends; the folder itself. StorageError if it is in use."""
     folder = Path(folder)
-    if (place := folder.resolve()) not in CLAIMED:
-        held = turn(folder, patience=0)
-        held.__enter__()
-        CLAIMED[place] = held
+    if (resolved := folder.resolve()) not in RUN_LOCKS:
+        held = ExitStack()
+        held.enter_context(folder_lock(folder, patience=0))
+        RUN_LOCKS[resolved] = held
     return folder
 
 
 def cached(path: Path, fingerprint: list, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors by name: read from `path` if it was written for this fingerprint and is intact, else made and kept there.
+    """Tensors by name: read from `path` if it is intact and has this fingerprint, else made anew and kept there.
 
-    A damaged file is named in a warning and rebuilt. Of two processes that need the same file, the second waits. Where
-    nothing can be kept (no space, a read-only folder), a warning says so.
-
-    Args:
-        path: of the cache.
-        fingerprint: what the content depends on, numbers and strings; another one makes the file stale.
-        make: gives the tensors anew.
+    The fingerprint is a list of the numbers and strings that the content depends on. Of two processes that need the
+    same file, the second waits. A warning says that a damaged file is rebuilt, or that nothing can be kept.
     """
-    if (tensors := kept(path, fingerprint)) is not None:
-        return tensors
-    with turn(path.parent):
-        if (tensors := kept(path, fingerprint)) is not None:
-            return tensors
+    with folder_lock(path.parent):
+        try:
+            content = load_tensors(path)
+            if content["fingerprint"] == fingerprint:
+                return content["tensors"]
+        except FileNotFoundError:
+            pass
+        except (DamagedFileError, KeyError) as error:
+            warnings.warn(f"cache {path.name} is not used and will be rebuilt: {error}", stacklevel=2)
         tensors = make()
         try:
             save_tensors(path, {"fingerprint": fingerprint, "tensors": tensors})
         except StorageError as error:
             warnings.warn(f"every run has to decode the data again: {error}", stacklevel=2)
     return tensors
-
-
-def kept(path: Path, fingerprint: list) -> dict[str, Tensor] | None:
-    """What the cache holds; None if there is none, or one for another fingerprint or, with a warning, a damaged one."""
-    try:
-        content = load_tensors(path)
-        return content["tensors"] if content["fingerprint"] == fingerprint else None
-    except FileNotFoundError:
-        return None
-    except (DamagedFileError, KeyError) as error:
-        warnings.warn(f"cache {path.name} is not used and will be rebuilt: {error}", stacklevel=3)
-        return None

@@ -1,0 +1,222 @@
+"""Results/: the published networks and numbers, how a run writes its own, and the tables made from them."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.classifiers import build_digit_guide, build_digit_judge, build_picture_guide, build_picture_judge
+from utils.cvae import build_digit_vae, build_picture_vae
+from utils.storage import load_tensors, save_json, save_tensors, write_atomically
+from utils.training import Training
+from utils.unet import build_unet
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "Results"
+NOTEBOOKS = {
+    "unet": "01_unet_segmentation.ipynb",
+    "cvae_mnist": "02_conditional_vae_mnist.ipynb",
+    "cvae_cifar10": "03_conditional_vae_cifar10.ipynb",
+}
+MEASURES = {  # key of the json files: (title, format)
+    "iou": ("IoU", "{:.3f}"),
+    "dice": ("Dice", "{:.3f}"),
+    "pixel_accuracy": ("pixel accuracy", "{:.3f}"),
+    "iou_border_ignored": ("IoU, border ignored", "{:.3f}"),
+    "iou_per_image": ("IoU per image", "{:.3f}"),
+    "iou_one_view": ("IoU, one view", "{:.3f}"),
+    "wrong_label_agreement": ("judge reads the label sent", "{:.1%}"),
+    "guide_agreement": ("guide reads the label sent", "{:.1%}"),
+    "true_class_agreement": ("judge reads the true class", "{:.1%}"),
+    "swap_agreement": ("swap: judge reads the label sent", "{:.1%}"),
+    "right_label_agreement": ("right label: judge reads it", "{:.1%}"),
+    "source_retrieval": ("source found among 100", "{:.1%}"),
+    "linear_probe": ("linear probe of the code", "{:.1%}"),
+    "thickness_correlation": ("thickness, rank correlation", "{:.2f}"),
+    "slant_correlation": ("slant, rank correlation", "{:.2f}"),
+    "colour_correlation": ("colour, rank correlation", "{:.2f}"),
+    "negative_elbo": ("−ELBO", "{:.1f} nats"),
+    "reconstruction": ("reconstruction", "{:.1f} nats"),
+    "kl": ("KL", "{:.1f} nats"),
+    "bits_per_dim": ("bits per dimension", "{:.2f}"),
+    "psnr": ("PSNR", "{:.1f} dB"),
+}
+FOLLOWING = ("wrong_label_agreement", "true_class_agreement", "source_retrieval")
+NAMES = {"label_following": "label-following", "all_foreground": "all foreground", "mean_mask": "mean training mask"}
+
+
+class PublishedError(RuntimeError):
+    """Published files that are missing or do not fit the parameters; the message says what to do."""
+
+
+# --- Networks and numbers ---------------------------------------------------------------------------------------------
+
+
+def load_network(part: str, name: str) -> nn.Module:
+    """A published network with its weights, in evaluation mode, on the CPU.
+
+    Part "unet" has the four variants, such as "MP+Tr+BCE"; "cvae_mnist" and "cvae_cifar10" have "plain",
+    "label_following", "judge" and "guide". PublishedError if there is no such network, or its file is missing.
+    """
+    return load_weights(part, name, build_network(part, name, load_numbers(part)["recipe"]))
+
+
+def build_network(part: str, name: str, recipe: dict) -> nn.Module:
+    """A network of the published sizes, with random weights."""
+    if part == "unet":
+        return build_unet(name, recipe["base_channels"], recipe["depth"])
+    sizes = recipe["latent_size"], recipe["base_channels"]
+    digits = {"judge": build_digit_judge, "guide": build_digit_guide}
+    digits |= dict.fromkeys(("plain", "label_following"), lambda: build_digit_vae(*sizes, "both"))
+    pictures = {
+        "judge": lambda: build_picture_judge(recipe["judge_channels"]),
+        "guide": lambda: build_picture_guide(recipe["guide_channels"]),
+        "plain": lambda: build_picture_vae(*sizes, "both", 0),
+        "label_following": lambda: build_picture_vae(*sizes, "decoder", recipe["hidden"]),
+    }
+    builders = digits if part == "cvae_mnist" else pictures
+    if name not in builders:
+        raise PublishedError(f"part {part} has no network {name!r}: choose from {list(builders)}")
+    return builders[name]()
+
+
+def load_weights(part: str, name: str, model: nn.Module, folder: Path = RESULTS) -> nn.Module:
+    """The model with its published weights, in evaluation mode.
+
+    PublishedError if they are missing, or those of a network of another size; DamagedFileError if they are damaged.
+    """
+    path = find_file(folder / f"{part}_{name}.pt")
+    weights, shapes = load_tensors(path), {key: tensor.shape for key, tensor in model.state_dict().items()}
+    if {key: tensor.shape for key, tensor in weights.items()} != shapes:
+        remedy = "leave the sizes of the networks as they are, or set pretrained to False"
+        raise PublishedError(f"{path} is of a network of another size: {remedy}")
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def load_numbers(part: str, folder: Path = RESULTS) -> dict:
+    """What a part's json file holds; PublishedError if it is missing or damaged."""
+    path = find_file(folder / f"{part}.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PublishedError(f"{path} is damaged: clone the course anew, or set pretrained to False") from error
+
+
+def load_trainings(part: str, folder: Path = RESULTS) -> dict[str, Training]:
+    """How the trainings of a part's networks went, by name; errors as in `load_numbers`."""
+    trainings = load_numbers(f"{part}_trainings", folder)["trainings"]
+    return {name: Training(**training) for name, training in trainings.items()}
+
+
+def find_file(path: Path) -> Path:
+    """The path, if there is such a file."""
+    if not path.is_file():
+        raise PublishedError(f"{path} is missing: clone the course anew, or set pretrained to False")
+    return path
+
+
+def save_results(folder: Path, part: str, numbers: dict, trainings: dict[str, Training], networks: dict) -> None:
+    """Write a run's numbers, how its trainings went, and its networks' weights in half precision."""
+    save_json(folder / f"{part}.json", numbers)
+    rows = {name: training._asdict() for name, training in trainings.items()}
+    save_json(folder / f"{part}_trainings.json", {"dataset": numbers["dataset"], "trainings": rows})
+    for name, network in networks.items():
+        weights = network.state_dict().items()
+        halved = {key: (x.half() if x.is_floating_point() else x).cpu() for key, x in weights}
+        save_tensors(folder / f"{part}_{name}.pt", halved)
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module) -> None:
+    """Round every weight to half precision, in place: what is measured from here on is what the saved file does."""
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
+
+
+# --- Tables, as Markdown ----------------------------------------------------------------------------------------------
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """A Markdown table; the first row is the header."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def measure_table(rows: dict[str, dict[str, float]], keys: list[str]) -> str:
+    """A row for each name, a column for each measure; nothing where a row lacks one."""
+    table = [["", *(MEASURES[key][0] for key in keys)]]
+    for name, row in rows.items():
+        table.append([NAMES.get(name, name), *(formatted(key, row[key]) if key in row else "" for key in keys)])
+    return markdown_table(table)
+
+
+def formatted(key: str, value: float) -> str:
+    """One measure with its unit."""
+    text = MEASURES[key][1].format(value)
+    return "0.00" if text == "-0.00" else text
+
+
+def unet_tables(results: dict) -> dict[str, str]:
+    """Part 1: the assignment's 2x2 table (rows: down-sampling, columns: loss), and two of all scores."""
+    square = [["", "BCE", "Dice loss"]]
+    for down, title in {"MP": "**MP** (max pooling)", "StrConv": "**StrConv** (strided convolution)"}.items():
+        square.append([title, *(variant_cell(results["variants"], down, loss) for loss in ("BCE", "Dice"))])
+    rows = results["variants"] | baseline_rows(results)
+    return {
+        "unet-2x2": markdown_table(square),
+        "unet-scores": measure_table(rows, ["iou", "dice", "pixel_accuracy", "iou_border_ignored"]),
+        "unet-more": measure_table(rows, ["iou", "iou_per_image", "iou_one_view"]),
+    }
+
+
+def variant_cell(variants: dict, down: str, loss: str) -> str:
+    """What the 2x2 table says of one variant."""
+    decoders = {"Tr": "transposed convolution", "Ups": "bilinear upsampling"}
+    for name, row in variants.items():
+        its_down, up, its_loss = name.split("+")
+        if (its_down, its_loss) == (down, loss):
+            return f"**IoU {row['iou']:.3f}**<br>{up} ({decoders[up]})<br>{row['parameters'] / 1e6:.2f} M parameters"
+    return "not trained"
+
+
+def cvae_tables(results: dict) -> dict[str, str]:
+    """Part 2a or 2b: what became of the label, the other measures of it, and the parts of the ELBO."""
+    models, name = results["models"], f"cvae-{results['dataset']}"
+    rows, measured = models | baseline_rows(results), [key for key in MEASURES if key in models["plain"]]
+    first = [*FOLLOWING, "psnr" if "psnr" in measured else "negative_elbo"]
+    more = [key for key in measured if key not in first and key.endswith(("agreement", "correlation"))]
+    nats = [key for key in measured if key not in first + more or key == "negative_elbo"]
+    tables = {name: (rows, first), f"{name}-more": (rows, more), f"{name}-elbo": (models, nats)}
+    return {name: measure_table(*table) for name, table in tables.items()}
+
+
+def baseline_rows(results: dict) -> dict[str, dict[str, float]]:
+    """The baselines' rows, marked as such."""
+    return {f"*baseline: {NAMES.get(name, name)}*": row for name, row in results["baselines"].items()}
+
+
+TABLES = {"unet": unet_tables, "cvae_mnist": cvae_tables, "cvae_cifar10": cvae_tables}
+
+
+def with_tables(text: str, tables: dict[str, str]) -> str:
+    """A text whose sections <!-- name --> ... <!-- /name --> hold the tables of these names; it need not have all."""
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- {name} -->).*?(<!-- /{name} -->)", re.DOTALL)
+        text = pattern.sub(lambda match, table=table: f"{match[1]}\n{table}\n{match[2]}", text)
+    return text
+
+
+def update_pages() -> None:
+    """Bring the tables in Results/*.md and in the README up to date with the json files."""
+    readme = ROOT / "README.md"
+    texts = {readme: readme.read_text(encoding="utf-8")}
+    for part, tables_of in TABLES.items():
+        tables = tables_of(load_numbers(part))
+        texts[readme] = with_tables(texts[readme], tables)
+        texts[RESULTS / f"{part}.md"] = "\n\n".join(tables.values()) + "\n"
+    for path, text in texts.items():
+        write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
