@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.files import idx, write_image
 from utils import standins
-from utils.labelled import CIFAR10_CLASSES
-from utils.parameters import ROOT
+from utils.data import CIFAR10_CLASSES
+from utils.results import ROOT
 from utils.storage import LOCK, UNFINISHED, load_tensors
 
 FOLDER = ROOT / "runs" / "kills"
@@ -50,7 +50,7 @@ SMALL = {
         "guide_channels": 8,
         "guide_epochs": 2,
         "batch_size": 8,
-        "warm_up": 5,
+        "warmup_batches": 5,
     },
 }
 RUN = """
@@ -100,7 +100,7 @@ def begin(notebook: str, folder: Path) -> subprocess.Popen:
     """A run in a process of its own, with data and results of its own."""
     if not (folder / "data").exists():
         write_data(folder / "data")
-    parameters = SMALL[notebook] | {"run_dir": str(folder / "run")}
+    parameters = SMALL[notebook] | {"pretrained": False, "run_dir": str(folder / "run")}
     program = [sys.executable, "-c", RUN, notebook, json.dumps(parameters), folder / "notebooks"]
     environment = os.environ | {"DATA_DIR": str(folder / "data"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(program, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

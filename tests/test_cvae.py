@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from utils.cvae import LABEL_TO, ConditionalVAE, elbo_terms, guide_loss
-from utils.losses import bernoulli_loss, kl_loss
+from utils.cvae import LABEL_TO, ConditionalVAE
+from utils.losses import bernoulli_loss, elbo_terms, guide_loss, kl_loss
 
 CLASSES, LATENT = 10, 6
 
@@ -185,7 +185,7 @@ def test_codes_of_another_size_are_refused():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"label_to": "nobody"}, "label_to='nobody': choose from"),
+        ({"label_to": "nobody"}, "label_to='nobody', likelihood='bernoulli': choose from"),
         ({"likelihood": "poisson"}, "likelihood='poisson': choose from"),
         ({"depth": 3}, "images of 28 x 28 cannot be halved 3 times"),
         ({"latent_size": 0}, "latent_size=0: must be an integer of 1 or more"),

@@ -6,8 +6,24 @@ import pytest
 import torch
 from torch import nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
+from torch.nn import functional as F
 
-from utils.losses import EPSILON, bce_loss, bernoulli_loss, dice_loss, gaussian_loss, kl_loss
+from utils.classifiers import Discriminator, add_noise, random_shift
+from utils.cvae import ConditionalVAE
+from utils.data import Split, to_unit
+from utils.losses import (
+    EPSILON,
+    Lookalikes,
+    Teachers,
+    adversarial_loss,
+    bce_loss,
+    bernoulli_loss,
+    dice_loss,
+    elbo_terms,
+    gaussian_loss,
+    kl_loss,
+    label_following_loss,
+)
 
 
 def logit(p):
@@ -187,3 +203,136 @@ def test_the_parts_of_the_elbo_refuse_broadcasting():
         bernoulli_loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match=r"means have shape \(2, 4\), log_variances \(1, 4\)"):
         kl_loss(torch.zeros(2, 4), torch.zeros(1, 4))
+
+
+# --- The discriminator's loss, lookalikes, and the loss of the label-following model of photographs -------------------
+
+
+class Mean(nn.Module):
+    """Scores an image by a multiple of its mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, images, labels):
+        return self.slope * images.mean((1, 2, 3)) + 0 * labels
+
+
+def test_one_backward_pass_gives_the_gradients_of_two_losses():
+    torch.manual_seed(0)
+    made, real, labels = torch.rand(4, 1, 2, 2, requires_grad=True), torch.rand(5, 1, 2, 2), torch.arange(5)
+    judge = Mean()
+    loss = adversarial_loss(judge, (made, labels[:4]), (real, labels), noise=0.0, weight=7.0)
+    (loss + made.sum()).backward()  # the other loss's gradient must come through as it is
+
+    twin, copy = Mean(), made.detach().requires_grad_()
+    its_loss = F.softplus(twin(copy, labels[:4])).mean() + F.softplus(-twin(real, labels)).mean()
+    assert loss.item() == pytest.approx(its_loss.item())
+    (slope,) = torch.autograd.grad(its_loss, [twin.slope], retain_graph=True)
+    makers = 7.0 * F.softplus(-twin(copy, labels[:4])).mean() + copy.sum()
+    (expected,) = torch.autograd.grad(makers, [copy])
+    torch.testing.assert_close(judge.slope.grad, slope)
+    torch.testing.assert_close(made.grad, expected)
+
+
+def test_images_are_shifted_and_noisy_on_their_way_in_made_and_real_alike(monkeypatch):
+    seen = []
+
+    class Blind(Mean):
+        def forward(self, images, labels):
+            seen.append(images.detach())
+            return super().forward(0 * images, labels)
+
+    made, real, labels = torch.rand(2, 1, 2, 2), torch.rand(3, 1, 2, 2), torch.arange(3)
+    made.requires_grad_()
+    torch.manual_seed(0)
+    loss = adversarial_loss(Blind(), (made, labels[:2]), (real, labels), noise=0.5, weight=1.0)
+    torch.manual_seed(0)
+    assert torch.equal(seen[0], add_noise(random_shift(torch.cat([made.detach(), real]), 3), 0.5))
+    assert loss.item() == pytest.approx(2 * torch.tensor(2.0).log().item())
+
+
+def test_lookalikes_are_of_the_class_asked_for_and_nearest_in_layout():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.arange(60) % 10)
+    lookalikes = Lookalikes(split)
+    assert torch.equal(lookalikes.find(images, split.targets), images)  # nobody is more alike than oneself
+    found = lookalikes.find(images[:7], torch.full((7,), 4))
+    blocks = images.double().unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(1)
+    for one, mine in zip(found, blocks):
+        of_class = [index for index in range(60) if index % 10 == 4]
+        nearest = min(of_class, key=lambda index: (blocks[index] - mine).square().sum().item())
+        assert torch.equal(one, images[nearest])
+
+
+def test_layout_by_hand():
+    image = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
+    image[..., :8, 8:] = 255
+    image[..., 8:, :4] = 51
+    assert Lookalikes.layout(image).tolist() == [pytest.approx([0, 1, 0.1, 0])]
+
+
+NONE = {"guide": 0.0, "discriminator": 0.0, "lookalike": 0.0}
+
+
+def setting():
+    """Two small networks, a guide, and a batch of 16 pictures among which lookalikes are found."""
+    torch.manual_seed(0)
+    vae = ConditionalVAE((3, 32, 32), 10, 4, 4, 3, "decoder", "gaussian")
+    models = nn.ModuleDict({"vae": vae, "discriminator": Discriminator(3, 4)})
+    guide = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).requires_grad_(False)
+    batch = Split(torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), torch.arange(16) % 10)
+    return models, guide, Lookalikes(batch), batch
+
+
+def loss_of(weights, warmup=1.0):
+    models, guide, lookalikes, batch = setting()
+    torch.manual_seed(1)
+    return models, label_following_loss(models, batch[:2], Teachers(guide, 0.1, lookalikes), weights, warmup)
+
+
+def test_without_further_terms_it_is_the_evidence_lower_bound():
+    models, _, _, batch = setting()
+    torch.manual_seed(1)
+    expected = elbo_terms(models["vae"], to_unit(batch.images), batch.targets)
+    _, terms = loss_of(NONE)
+    assert terms["loss"] == expected["negative_elbo"]
+    assert set(terms) == {"loss", *expected}
+    _, terms = loss_of(NONE, warmup=0.25)
+    assert terms["loss"].item() == pytest.approx((expected["reconstruction"] + 0.25 * expected["kl"]).item())
+
+
+@pytest.mark.parametrize(("name", "term"), [("guide", "guide"), ("lookalike", "lookalike")])
+def test_a_term_counts_by_its_weight(name, term):
+    _, terms = loss_of(NONE | {name: 3.0}, warmup=0.5)
+    expected = terms["reconstruction"] + 0.5 * terms["kl"] + 1.5 * terms[term]
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_discriminators_loss_trains_it_the_discriminator_and_moves_the_decoder():
+    decoders = []
+    for weight in (1e-6, 1e6):
+        models, terms = loss_of(NONE | {"discriminator": weight})
+        terms["loss"].backward()
+        assert all(parameter.grad.any() for parameter in models["discriminator"].parameters())
+        decoders.append(models["vae"].from_code[0].weight.grad)
+    assert not torch.allclose(*decoders, rtol=0.01)
+
+
+def test_only_wrong_labels_have_lookalikes_and_the_guide_reads_right_ones_too():
+    models, guide, lookalikes, batch = setting()
+    asked, read = [], []
+    lookalikes.find = lambda images, labels: asked.append((images, labels)) or images
+
+    def guided(images):
+        read.append(len(images))
+        return guide(images)
+
+    weights = NONE | {"guide": 1.0, "lookalike": 1.0}
+    label_following_loss(models, batch[:2], Teachers(guided, 0.0, lookalikes), weights, 1.0)
+    images, labels = asked[0]
+    assert torch.equal(images, batch.images[:4])
+    assert not (labels == batch.targets[:4]).any()
+    assert read == [8]

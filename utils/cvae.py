@@ -68,6 +68,8 @@ class ConditionalVAE(nn.Module):
         super().__init__()
         if label_to not in LABEL_TO or likelihood not in LIKELIHOODS:
             raise ValueError(f"{label_to=}, {likelihood=}: choose from {LABEL_TO} and {LIKELIHOODS}")
+        if len(image_shape) != 3:
+            raise ValueError(f"{image_shape=}: must be channels, height, width")
         channels, height, width = image_shape
         check_integers(channels=channels, height=height, width=width, classes=classes, depth=depth)
         check_integers(latent_size=latent_size, base_channels=base_channels)

@@ -5,6 +5,7 @@ the border keeps its own value, so that a score can leave it out. MNIST and CIFA
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -21,7 +22,6 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, MNIST, OxfordIIITPet
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from tqdm import tqdm
-from tqdm.contrib.concurrent import thread_map
 
 from utils import standins
 from utils.checks import check_bytes, check_integers, check_labels
@@ -131,8 +131,7 @@ def hold_out(name: str, classes: tuple[str, ...], training: Split, test: Split) 
 
 def take(split: Split, indices: Tensor) -> Split:
     """The chosen rows of a split."""
-    names = [split.names[i] for i in indices] if split.names else ()
-    return Split(split.images[indices], split.targets[indices], names)
+    return Split(split.images[indices], split.targets[indices], split.names and [split.names[i] for i in indices])
 
 
 def channels_first(array: np.ndarray) -> Tensor:
@@ -148,10 +147,10 @@ def remedied(root: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         if absent:
-            raise DataError(
-                f"{root} does not exist and the download failed ({error}). Put {what} there, set DATA_DIR to the "
-                f"folder that holds the data, or run on the embedded stand-in: dataset='stand-in'"
-            ) from error
+            advice = (
+                f"Put {what} there, set DATA_DIR to where it is, or run on the embedded stand-in: dataset='stand-in'"
+            )
+            raise DataError(f"{root} does not exist and the download failed ({error}). {advice}") from error
         if not isinstance(error, (FileNotFoundError, DataError)):
             raise
         finding = f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else error
@@ -165,9 +164,8 @@ def read_pets(root: Path, part: str, image_size: int) -> Split:
     names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names:
         raise DataError(f"{path} is empty")
-    pixels = decoded(
-        root, part, [(folders[0] / f"{name}.jpg", folders[1] / f"{name}.png") for name in names], image_size
-    )
+    pairs = [(folders[0] / f"{name}.jpg", folders[1] / f"{name}.png") for name in names]
+    pixels = decoded(root, part, pairs, image_size)
     return Split(pixels[:, :3].contiguous(), pixels[:, 3:].contiguous(), names)
 
 
@@ -188,21 +186,23 @@ def decoded(root: Path, part: str, items: list[tuple[Path, ...]], side: int) -> 
     sizes = [path.stat().st_size for path in files]
     if 0 in sizes:
         raise DataError(f"{files[sizes.index(0)]} is empty")
-    bar = {"desc": f"decode {part}", "leave": False, "tqdm_class": tqdm}
-    cache = root.parent / "cache" / f"{root.name}-{part}-{side}.pt"
-    return cached(cache, sizes, lambda: {"pixels": torch.stack(thread_map(partial(decode, side), items, **bar))})[
-        "pixels"
-    ]
+
+    def decode_all() -> dict[str, Tensor]:
+        with ThreadPoolExecutor() as pool:
+            decoding = pool.map(partial(decode, side), items)
+            return {"pixels": torch.stack([*tqdm(decoding, f"decode {part}", len(items), leave=False)])}
+
+    return cached(root.parent / "cache" / f"{root.name}-{part}-{side}.pt", sizes, decode_all)["pixels"]
 
 
 def decode(side: int, paths: tuple[Path, ...]) -> Tensor:
     """A photograph and its trimap, resized, or a picture of the right size: uint8 (4 or 3, side, side)."""
     image, *trimaps = map(open_image, paths)
-    layers = [image.convert("RGB").resize((side, side), Image.BILINEAR)]
     if not trimaps and image.size != (side, side):
         raise DataError(f"{paths[0]} is {image.size[0]} x {image.size[1]} pixels, not {side} x {side}")
+    layers = [image.convert("RGB").resize((side, side), Image.BILINEAR)]
     for trimap in trimaps:
-        if image.size != trimap.size:
+        if trimap.size != image.size:
             raise DataError(f"{paths[1]} is {trimap.size}, its image {image.size}")
         if not {*(values := np.unique(trimap).tolist())} <= {PET, BACKGROUND, BORDER}:  # resizing may skip pixels
             raise DataError(f"{paths[1]} holds the values {values}, a trimap only 1, 2, 3")
@@ -317,9 +317,8 @@ def picture_augmentation() -> A.Compose:
 class Batches:
     """Shuffled batches. They depend on seed and epoch alone, so that training resumes exactly.
 
-    Each image comes once an epoch, augmented together with its trimap; a last incomplete batch is dropped. `sizes` are
-    the sides in pixels, epoch by epoch (progressive resizing); without them, images stay as they are. Raises
-    ValueError if the split is smaller than a batch, the labels are none, or seed or a size is no integer.
+    Each image comes once an epoch, augmented with its trimap; a last incomplete batch is dropped. `sizes` are the sides
+    in pixels, epoch by epoch. Raises ValueError for too small a split, wrong labels, or what should be an integer.
     """
 
     def __init__(self, split: Split, batch_size: int, seed: int, augment: A.Compose | None = None, sizes=()):
@@ -352,7 +351,7 @@ class Batches:
 
 
 def transformed(images: Tensor, targets: Tensor, steps: list[Callable]) -> tuple[Tensor, Tensor]:
-    """Images uint8 (B, C, H, W), changed one by one, and the labels (B,) or, of trimaps, the foreground (B, 1, H, W)."""
+    """Images uint8 (B, C, H, W), changed one by one, and labels (B,) or, of trimaps, the foreground (B, 1, H, W)."""
     has_trimaps = targets.ndim == 4
     if steps:
         masks = [{"mask": trimap} for trimap in targets[:, 0].numpy()] if has_trimaps else [{}] * len(images)

@@ -276,9 +276,10 @@ def plot_elbo_curves(histories: dict[str, list[dict]], dataset: str) -> Figure:
                 label = f"{model}, {'validation' if prefix else 'training'}"
                 ax.plot(epochs, values, style, color=colour, linewidth=2, markersize=3, label=label)
                 shown += values if key == "kl" else values[1:]
-        margin = 0.05 * (max(shown, default=1) - min(shown, default=0))
         ax.set(title=name, xlabel="epoch", ylabel="nats per image")
-        ax.set_ylim(min(shown, default=0) - margin, max(shown, default=1) + margin)
+        if shown:
+            margin = 0.05 * (max(shown) - min(shown)) or 1
+            ax.set_ylim(min(shown) - margin, max(shown) + margin)
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[2].legend()
     return titled(figure, "Learning curves (the first epoch's values may lie above the panel)", dataset)
@@ -299,7 +300,7 @@ def plot_trade_off(points: dict[str, tuple[float, float]], curve: Sequence[str],
 def plot_codes(codes: dict[str, Tensor], labels: Tensor, dataset: str) -> Figure:
     """Two-dimensional codes (N, 2), a panel for each model: a dot each, and mean and deviation of each class."""
     figure, axes = panels(len(codes), 6.5, 6.5)
-    reach = 1.05 * max(points.abs().max().item() for points in codes.values())
+    reach = 1.1 * max(points.abs().quantile(0.99).item() for points in codes.values())  # a few stray dots lie outside
     for ax, (name, points) in zip(axes, codes.items()):
         for label, colour in zip(labels.unique().tolist(), COLOURS):
             cloud = points[labels == label]
@@ -322,7 +323,7 @@ def plot_kl(
     figure, axes = panels(2, 6, 4.2)
     for ax, x, curves, other in zip(axes, (means, deviations), (over_mean, over_deviation), ("σ", "μ")):
         for (value, y), colour in zip(curves.items(), COLOURS):
-            ax.plot(x, y, color=colour, linewidth=2, label=f"{other} = {value:g}")
+            ax.plot(x.tolist(), y.tolist(), color=colour, linewidth=2, label=f"{other} = {value:g}")
         ax.set(ylim=(0, None), ylabel="KL divergence, nats")
         ax.legend()
     axes[0].set(xlabel="mean μ")
@@ -571,7 +572,7 @@ def draw_row(model: nn.Module, heights: Point, title: str) -> tuple[Page, dict, 
         (-end, picture, "image", "image", "encoder", BLUE),
         (end, F.avg_pool2d(picture, 3, stride=1, padding=1), "reconstruction", "decoder", "decoder", GREEN),
     ):
-        page.axes.imshow(image[0, 0], extent=(x - 0.9, x + 0.9, -0.9, 0.9), cmap="gray", vmin=0, vmax=1)
+        page.axes.imshow(image[0, 0].numpy(), extent=(x - 0.9, x + 0.9, -0.9, 0.9), cmap="gray", vmin=0, vmax=1)
         ends.append(Box((x - 0.9, 0), (x + 0.9, 0), (x, 0.9), (x, -0.9)))
         page.write(ends[-1].bottom, label, -0.5)
         page.write(ends[-1].bottom, " x ".join(map(str, shapes[name])), -1.5, color=GREY)

@@ -60,7 +60,10 @@ def load_network(part: str, name: str) -> nn.Module:
     Part "unet" has the four variants, such as "MP+Tr+BCE"; "cvae_mnist" and "cvae_cifar10" have "plain",
     "label_following", "judge" and "guide". PublishedError if there is no such network, or its file is missing.
     """
-    return load_weights(part, name, build_network(part, name, load_numbers(part)["recipe"]))
+    recipe, names = load_numbers(part)["recipe"], list(load_trainings(part))
+    if name not in names:
+        raise PublishedError(f"part {part} has no network {name!r}: choose from {names}")
+    return load_weights(part, name, build_network(part, name, recipe))
 
 
 def build_network(part: str, name: str, recipe: dict) -> nn.Module:
@@ -76,10 +79,7 @@ def build_network(part: str, name: str, recipe: dict) -> nn.Module:
         "plain": lambda: build_picture_vae(*sizes, "both", 0),
         "label_following": lambda: build_picture_vae(*sizes, "decoder", recipe["hidden"]),
     }
-    builders = digits if part == "cvae_mnist" else pictures
-    if name not in builders:
-        raise PublishedError(f"part {part} has no network {name!r}: choose from {list(builders)}")
-    return builders[name]()
+    return (digits if part == "cvae_mnist" else pictures)[name]()
 
 
 def load_weights(part: str, name: str, model: nn.Module, folder: Path = RESULTS) -> nn.Module:

@@ -1,35 +1,34 @@
-"""The classifiers: shapes, that they learn to read, and that the two differ."""
+"""The classifiers: shapes, that they learn to read, and that they differ; the discriminator; what they are shown."""
 
 import pytest
 import torch
+from torch import nn
 
-from utils.judge import (
-    Head,
-    Mirrored,
-    Shift,
+from utils.classifiers import (
+    Discriminator,
+    MirrorSum,
+    ScaledLinear,
+    ShiftNorm,
     accuracy,
-    build_guide,
-    build_judge,
+    add_noise,
+    build_digit_guide,
+    build_digit_judge,
     build_picture_guide,
     build_picture_judge,
-    classifier_loss,
-    moved,
-    read,
+    predict_labels,
+    random_shift,
     whiten,
-    with_noise,
 )
-from utils.labelled import LabelledBatches, digit_augmentation, load_digits, to_unit
+from utils.data import Batches, digit_augmentation, load_digits, to_unit
+from utils.losses import classifier_loss
 from utils.training import fit
 
 
-def test_shapes_for_both_sizes_of_image():
-    for build in (build_judge, build_guide):
-        assert build((1, 28, 28), 10)(torch.rand(3, 1, 28, 28)).shape == (3, 10)
-        assert build((3, 32, 32), 7)(torch.rand(3, 3, 32, 32)).shape == (3, 7)
-
-
-def test_judge_and_guide_are_different_networks():
-    kinds = [[type(layer).__name__ for layer in build((1, 28, 28), 10)] for build in (build_judge, build_guide)]
+def test_judge_and_guide_of_digits_give_ten_logits_and_differ():
+    kinds = []
+    for build in (build_digit_judge, build_digit_guide):
+        assert build()(torch.rand(3, 1, 28, 28)).shape == (3, 10)
+        kinds.append([type(layer).__name__ for layer in build()])
     assert "MaxPool2d" in kinds[0]
     assert "MaxPool2d" not in kinds[1]
 
@@ -37,22 +36,24 @@ def test_judge_and_guide_are_different_networks():
 def test_a_judge_learns_to_read_and_is_measured_right(tmp_path):
     torch.manual_seed(0)
     digits = load_digits("stand-in", None).validation
-    judge = build_judge((1, 28, 28), 10)
-    untrained = accuracy(judge, *digits)
+    judge = build_digit_judge()
+    untrained = accuracy(judge, digits)
     fit(
         judge,
-        LabelledBatches(digits, 20, seed=0, augment=digit_augmentation()),
-        classifier_loss,
-        lambda model: {"score": accuracy(model, *digits)},
+        Batches(digits, 20, seed=0, augment=digit_augmentation()),
+        lambda model, batch, step: classifier_loss(model, batch),
+        lambda model: {"score": accuracy(model, digits)},
         epochs=8,
         learning_rate=1e-2,
         weight_decay=0.0,
         checkpoint=tmp_path / "judge.pt",
         settings={},
     )
-    right = sum(int(read(judge, to_unit(image[None])) == label) for image, label in zip(*digits))
-    assert accuracy(judge, *digits) == pytest.approx(right / len(digits.labels))
-    assert right > 0.9 * len(digits.labels)
+    right = sum(
+        int(predict_labels(judge, to_unit(image[None])) == label) for image, label in zip(digits.images, digits.targets)
+    )
+    assert accuracy(judge, digits) == pytest.approx(right / len(digits.targets))
+    assert right > 0.9 * len(digits.targets)
     assert untrained < 0.3
 
 
@@ -60,12 +61,12 @@ def test_loss_by_hand():
     judge = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 10))
     torch.nn.init.zeros_(judge[1].weight)
     torch.nn.init.zeros_(judge[1].bias)
-    loss = classifier_loss(judge, (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([3, 4])), step=0)["loss"]
+    loss = classifier_loss(judge, (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([3, 4])))["loss"]
     torch.testing.assert_close(loss, torch.tensor(10.0).log())
 
 
 def test_classifiers_of_pictures_have_the_right_shapes_and_differ():
-    judge, guide = build_picture_judge(10, 8), build_picture_guide(10, 4)
+    judge, guide = build_picture_judge(8), build_picture_guide(4)
     for classifier in (judge, guide):
         assert classifier(torch.rand(3, 3, 32, 32)).shape == (3, 10)
     assert any(isinstance(layer, torch.nn.MaxPool2d) for layer in judge)
@@ -74,7 +75,7 @@ def test_classifiers_of_pictures_have_the_right_shapes_and_differ():
 
 
 def test_the_judges_convolutions_start_as_the_identity():
-    _, *later = (layer for layer in build_picture_judge(10, 32) if isinstance(layer, torch.nn.Conv2d))
+    _, *later = (layer for layer in build_picture_judge(32) if isinstance(layer, torch.nn.Conv2d))
     assert [layer.out_channels for layer in later] == [32, 32, 128, 128, 128, 128]
     for layer in later:
         images = torch.rand(2, layer.in_channels, 5, 5)
@@ -83,7 +84,7 @@ def test_the_judges_convolutions_start_as_the_identity():
 
 def test_a_shift_is_batch_normalisation_whose_shift_learns_64_times_as_fast():
     torch.manual_seed(0)
-    shift, usual, images = Shift(5), torch.nn.BatchNorm2d(5), torch.randn(4, 5, 6, 7)
+    shift, usual, images = ShiftNorm(5), torch.nn.BatchNorm2d(5), torch.randn(4, 5, 6, 7)
     before = torch.randn(5)
     shift.shift.data, usual.bias.data = before / 8, before.clone()
     for layer in (shift, usual):
@@ -96,7 +97,7 @@ def test_a_shift_is_batch_normalisation_whose_shift_learns_64_times_as_fast():
 
 
 def test_the_heads_logits_are_a_ninth():
-    head, features = Head(6, 10, bias=False), torch.randn(3, 6)
+    head, features = ScaledLinear(6, 10, bias=False), torch.randn(3, 6)
     torch.testing.assert_close(9 * head(features), features @ head.weight.T)
 
 
@@ -119,7 +120,7 @@ def test_whitened_patches_are_uncorrelated_and_the_filters_stay():
 
 def test_the_mirror_image_counts_once_training_is_over():
     torch.manual_seed(0)
-    classifier = Mirrored(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    classifier = MirrorSum(torch.nn.Flatten(), torch.nn.Linear(12, 2))
     images = torch.rand(4, 3, 2, 2)
     plain = torch.nn.Sequential(*classifier)
     assert torch.equal(classifier.train()(images), plain(images))
@@ -128,7 +129,7 @@ def test_the_mirror_image_counts_once_training_is_over():
 
 def test_noise_has_the_strength_asked_for_and_differs_from_image_to_image():
     torch.manual_seed(0)
-    added = with_noise(torch.zeros(2_000, 3, 8, 8), 0.2).flatten(1).std(1)
+    added = add_noise(torch.zeros(2_000, 3, 8, 8), 0.2).flatten(1).std(1)
     assert added.max() < 0.25
     assert added.min() < 0.01
     assert added.mean().item() == pytest.approx(0.1, rel=0.05)
@@ -141,7 +142,7 @@ def test_moved_images_are_shifted_and_mirrored_together():
     seen = set()
     for seed in range(60):
         torch.manual_seed(seed)
-        pair = moved(image.expand(2, -1, -1, -1), 1)
+        pair = random_shift(image.expand(2, -1, -1, -1), 1)
         assert torch.equal(pair[0], pair[1])
         seen.add(next(i for i, view in enumerate(views) if torch.equal(pair[:1], view)))
     assert len(seen) > 12
@@ -152,5 +153,27 @@ def test_smoothing_and_noise_by_hand():
     batch = torch.randint(0, 256, (3, 1, 2, 2), dtype=torch.uint8), torch.tensor([1, 5, 9])
     log_shares = classifier(batch[0] / 255).log_softmax(1)
     by_hand = -(0.9 * log_shares[range(3), batch[1]] + 0.1 * log_shares.mean(1)).mean()
-    torch.testing.assert_close(classifier_loss(classifier, batch, 0, smoothing=0.1)["loss"], by_hand)
-    assert classifier_loss(classifier, batch, 0, noise=0.5)["loss"] != classifier_loss(classifier, batch, 0)["loss"]
+    torch.testing.assert_close(classifier_loss(classifier, batch, smoothing=0.1)["loss"], by_hand)
+    assert classifier_loss(classifier, batch, noise=0.5)["loss"] != classifier_loss(classifier, batch)["loss"]
+
+
+def test_scores_depend_on_image_and_label_and_every_parameter_learns():
+    torch.manual_seed(0)
+    discriminator, images, labels = Discriminator(3, 8), torch.rand(20, 3, 32, 32), torch.arange(20) % 10
+    scores = discriminator(images, labels)
+    assert scores.shape == (20,)
+    assert not torch.equal(scores, discriminator(images, (labels + 1) % 10))
+    assert not torch.equal(scores, discriminator(images.flip(0), labels))
+    scores.square().mean().backward()
+    assert all(parameter.grad.any() for parameter in discriminator.parameters())
+
+
+def test_the_scores_slope_is_bounded():
+    """Spectral normalisation: each layer's largest singular value is about 1."""
+    torch.manual_seed(0)
+    discriminator = Discriminator(3, 8)
+    for _ in range(50):  # of the power iteration, a step each
+        discriminator(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
+    for layer in discriminator.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)

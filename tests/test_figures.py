@@ -1,4 +1,4 @@
-"""The drawn models: what is written is what the model has, nothing is cut off, and drawing changes nothing."""
+"""Figures: what is written is what the model has, nothing is cut off or covered, and drawing changes nothing."""
 
 from copy import deepcopy
 from itertools import combinations
@@ -10,8 +10,10 @@ from matplotlib.colors import same_color
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation
 
+from utils import figures, losses, metrics, unet
 from utils.cvae import EMBEDDING, LABEL_TO, ConditionalVAE
-from utils.diagrams import PURPLE, WHITE, draw_autoencoder, draw_conditional_vae, draw_encoder_decoder, draw_unet
+from utils.data import CIFAR10_CLASSES
+from utils.figures import PURPLE, WHITE, draw_autoencoder, draw_conditional_vae, draw_encoder_decoder, draw_unet
 from utils.unet import UNet
 
 DRAWINGS = (draw_autoencoder, draw_conditional_vae)
@@ -122,3 +124,91 @@ def test_a_u_net_has_the_channels_of_the_model():
     lines = written(draw_unet(UNet(3, 1, 8, 2, "maxpool", "transposed"), 32))
     assert {"3", "8", "16", "32", "8 + 8", "16 + 16", "32 x 32", "16 x 16", "8 x 8", "max pooling 2x2"} < set(lines)
     assert "transposed convolution 2x2" in lines
+
+
+# --- Plots ------------------------------------------------------------------------------------------------------------
+
+LONGEST = torch.tensor([1, 0, 4, 6, 9]).repeat(5)  # automobile, airplane, deer, ...
+
+
+def tiles(dataset="cifar10"):
+    """25 photographs, each sent with the next class; the judge reads the label in every second one."""
+    images, sent = torch.rand(25, 3, 32, 32), (LONGEST + 1) % 10
+    read = torch.where(torch.arange(25) % 2 == 0, sent, LONGEST)
+    probabilities = torch.nn.functional.one_hot(read, 10) * 0.9 + 0.01
+    title = "The label-following model, 25 wrong labels"
+    return figures.plot_wrong_labels(images, images, LONGEST, sent, probabilities, CIFAR10_CLASSES, title, dataset)
+
+
+def test_the_25_tiles_say_what_was_sent_and_read_and_how_many_followed():
+    figure = tiles()
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert titles[0] == "sent bird\nreads bird, 91% ✓"
+    assert titles[1] == "sent automobile\nreads airplane, 91% ✗"
+    assert "13 of 25 read as the label sent" in figure.get_suptitle()
+
+
+def test_no_text_of_the_25_tiles_is_cut_off_or_covers_another():
+    figure = tiles()
+    figure.canvas.draw()
+    axes = [ax for tile in figure.axes for ax in (tile, *tile.child_axes)]
+    texts = [text for ax in axes for text in (ax.title, ax.xaxis.label) if text.get_text()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    assert len(boxes) == 50
+    for text, box in boxes:
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1, text
+    for (one, box), (other, neighbour) in combinations(boxes, 2):
+        assert not box.overlaps(neighbour), (one, other)
+
+
+def test_a_figure_of_stand_in_data_says_so():
+    assert tiles("stand-in").get_suptitle().startswith("STAND-IN DATA: ")
+    assert "STAND-IN" not in tiles().get_suptitle()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_plots_take_any_number_of_pictures_and_epochs(tmp_path, count):
+    images, trimaps = torch.randint(256, (count, 3, 16, 16)).byte(), torch.randint(1, 4, (count, 1, 16, 16)).byte()
+    masks, ious, pair = {"one": trimaps > 1}, {"one": torch.ones(count)}, (images[0], trimaps[0])
+    row = {f"{kind}{key}": 1.0 for kind in ("", "validation_") for key in ("reconstruction", "kl", "negative_elbo")}
+    histories = {"MP+Tr+Dice": [{"loss": 1.0, "score": 0.5}] * count}
+    unit, curve = torch.rand(1, count, 1, 8, 8), {1.0: torch.ones(count)}
+    for figure in (
+        figures.plot_samples(images, trimaps, "stand-in"),
+        figures.plot_augmentations([pair] * count, [[pair]] * count, [["flip"]] * count, "stand-in"),
+        figures.plot_loss_against_size([1] * count, {"alone": {"BCE": [0.5] * count}}),
+        figures.plot_learning_curves(histories, [16] * count, "stand-in"),
+        figures.plot_predictions(images, trimaps, masks, ious, "title", "stand-in"),
+        figures.plot_masks(images, [""] * count, masks, "stand-in", ious),
+        figures.plot_masks(images, [""] * count, masks, "stand-in"),
+        figures.plot_image_table(unit, ["row"], [""] * count, "title", "stand-in"),
+        figures.plot_elbo_curves({"plain": [row] * count}, "stand-in"),
+        figures.plot_trade_off({"plain": (20.0, 0.5)}, ["plain"], "stand-in"),
+        figures.plot_codes({"both": torch.randn(40, 2)}, torch.arange(40) % 10, "stand-in"),
+        figures.plot_kl(torch.zeros(count), curve, torch.ones(count), curve),
+    ):
+        figures.save(figure, tmp_path / "figure.png")
+        assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+# --- Displayed sources ------------------------------------------------------------------------------------------------
+
+
+def test_a_displayed_source_is_the_code_with_its_docstring_cut_short():
+    shown = figures.source_of(losses.dice_loss)
+    assert shown.splitlines()[1].endswith('e = 1e-5."""')
+    assert "# exp(log sigmoid) keeps the gradient" in shown
+    assert "Milletari" not in shown
+    names = {"F": torch.nn.functional, "Tensor": torch.Tensor, "EPSILON": 1e-5, "check_targets": losses.check_targets}
+    exec(shown, names)  # it is still code
+    logits, targets = torch.randn(2, 5), torch.ones(2, 5)
+    assert names["dice_loss"](logits, targets) == losses.dice_loss(logits, targets)
+
+
+def test_a_method_is_shown_without_its_indent():
+    assert figures.source_of(unet.UNet.forward).startswith("def forward(self, images")
+
+
+def test_a_wall_of_code_is_never_shown():
+    with pytest.raises(ValueError, match=r"UNet has \d+ lines: show parts of it, of at most 25"):
+        figures.show_source(metrics.iou, unet.UNet)
