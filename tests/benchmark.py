@@ -1,14 +1,9 @@
 """How fast the course is, and how near to what the machine can do: `python tests/benchmark.py [--publish]`.
 
-Four workers, each a process of its own, take turns, so that a slow minute of the machine hits all four:
-
-- *plain*: what a first attempt does: float32, NCHW, AdamW as it comes, the loss read at each step, files decoded by a
-  DataLoader in each epoch. Freed memory goes back to the system, as is Linux's way (see utils/memory.py).
-- *course*: the course's own batches, in `fit`'s own loop.
-- *freeing*: the same, without what utils/memory.py does.
-- *bound*: the same loop on one resident batch of random numbers.
-
-Nothing else should run on the machine meanwhile. `--publish` writes tables and figure to Results/.
+Four workers, each a process of its own, take turns, so that a slow minute of the machine hits all four. `COMPARED`,
+which also heads the page of results, says what they are. Nothing else should run on the machine meanwhile.
+`--publish` writes Results/benchmark.md. `--against CHECKOUT` adds a fifth worker, *other*: the course as it is in
+another checkout (of an older commit, say), by that one's own tests/benchmark.py.
 """
 
 # ruff: noqa: E402 - what becomes of freed memory has to be settled before utils is loaded
@@ -22,17 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from math import inf
 from pathlib import Path
-from types import SimpleNamespace
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKERS = ("plain", "freeing", "course", "bound")
+WORKERS = ("naive", "freeing", "course", "ceiling")
 sys.path.insert(0, str(ROOT))
-if sys.argv[1:2] in (["plain"], ["freeing"]):  # before utils is loaded, which changes what becomes of freed memory
-    sys.modules["utils.memory"] = SimpleNamespace(keep_freed_memory=lambda: False)
+if sys.argv[1:2] in (["naive"], ["freeing"]):
+    with mock.patch("ctypes.CDLL", side_effect=OSError):  # as where the C library has no mallopt
+        import utils  # noqa: F401
 
 import numpy as np
 import torch
@@ -46,19 +42,22 @@ from torchvision.transforms import ToTensor
 from tqdm import tqdm
 
 from tests.files import idx, write_image
-from utils import metrics, parameters, run, standins
-from utils.cvae import ConditionalVAE, elbo_terms
-from utils.data import PetBatches, Split, augmentation, foreground, load_pets, to_input
-from utils.labelled import LabelledBatches, LabelledSplit, to_unit
-from utils.losses import bce_loss
-from utils.muon import Muon
-from utils.normalisation import BatchNorm2d
-from utils.plots import plot_cost, save
-from utils.report import markdown_table
-from utils.storage import write_atomically
-from utils.training import best_device, best_precision, train_epoch
-from utils.unet import UNet
+from utils import metrics, run, standins
+from utils.cvae import build_digit_vae, build_picture_vae
+from utils.data import Batches, Split, foreground, load_pets, normalise, pet_augmentation, to_unit
+from utils.files import write_atomically
+from utils.losses import bce_loss, elbo_terms
+from utils.results import RESULTS, markdown_table
+from utils.training import Muon, best_device, best_precision, train_epoch
+from utils.unet import BatchNorm2d, build_unet
 
+COMPARED = """
+Four processes take turns. *Naive* is a loop as one writes it first: float32, NCHW, AdamW as it comes, the loss read at
+each step, files decoded by a DataLoader in each epoch, and freed memory goes back to the system, as is Linux's way.
+*Course* is the course's own loop with its own batches. *Freeing* is the same, but freed memory goes back to the system.
+*Ceiling* is the course's loop on one resident batch of random numbers: nothing to decode, shuffle or augment. All
+images are drawn.
+"""
 ROUNDS = 3  # and one to warm up
 SIZE = 128
 BATCHES = {"unet": (16, 16), "mnist": (256, 40), "cifar10": (64, 16)}  # images in a batch, batches in a round
@@ -83,53 +82,55 @@ ONE_EPOCH = {  # of everything that is trained, at published sizes: epochs do no
 KINDS = {  # of operations, by their names in torch
     "convolutions, forward": "aten::.*convolution",
     "convolutions, backward": "aten::convolution_backward",
-    "batch normalisation": "aten::(native_)?batch_norm.*|Normalisation.*",
+    "batch normalisation": "aten::(native_)?batch_norm.*|FoldedBatchNorm.*",
 }
-SIZES, WIDTHS = (64, 96, 128, 192, 256), (8, 16, 32, 64)  # of the U-Net's images and of its first level, for the figure
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print the page."""
     parser = argparse.ArgumentParser(description="Speed and memory of the course.")
-    parser.add_argument("--publish", action="store_true", help="write Results/benchmark.md and Results/unet_cost.png")
-    publishing = parser.parse_args().publish
+    parser.add_argument("--publish", action="store_true", help="write Results/benchmark.md")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another state of the course, to compare with")
+    options = parser.parse_args()
     device = best_device()
     machine = f"{device.type}, {best_precision(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    parts, costs = [f"Measured on: {machine}."], growth(device)
-    print(json.dumps(costs), flush=True)
+    parts = ["# How fast the course trains", " ".join(COMPARED.split()), f"Measured on: {machine}."]
     of_steps = (lambda: arithmetic(device), lambda: shares(device), normalisation)
-    for measure in (throughput, *of_steps, start_up, peak_memory):
+    for measure in (lambda: throughput(options.against), *of_steps, start_up, peak_memory):
         parts.append(measure())
         print(parts[-1], "\n", flush=True)
-    if publishing:
+    if options.publish:
         text = "\n\n".join(parts) + "\n"
-        write_atomically(ROOT / "Results" / "benchmark.md", lambda temporary: temporary.write_text(text, "utf-8"))
-        save(plot_cost(**costs), ROOT / "Results" / "unet_cost.png")
+        write_atomically(RESULTS / "benchmark.md", lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 # --- Throughput -------------------------------------------------------------------------------------------------------
 
 
-def throughput() -> str:
-    """Images a second of all workers in each task, by the median round, and their ratios."""
-    rates = {task: {name: [] for name in WORKERS} for task in TITLES}
+def throughput(against: Path | None) -> str:
+    """Images a second of all workers in each task, by the median round, and the ratios of the course to the others."""
+    places = {name: (ROOT, name) for name in WORKERS} | ({"other": (against.resolve(), "course")} if against else {})
+    rates = {task: {name: [] for name in places} for task in TITLES}
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder))
-        command = [sys.executable, __file__]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-        workers = {name: subprocess.Popen([*command, name, folder], **pipes) for name in WORKERS}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        workers = {}
+        for name, (root, kind) in places.items():
+            command = [sys.executable, root / "tests" / "benchmark.py", kind, folder]
+            workers[name] = subprocess.Popen(command, cwd=root, **pipes)
         for task in [task for task in TITLES for _ in range(ROUNDS + 1)]:
             for name, worker in workers.items():
                 print(task, file=worker.stdin, flush=True)
                 rates[task][name].append(float(worker.stdout.readline()))
         for worker in workers.values():
             worker.communicate()
-    rows = [["images/s", *WORKERS, "course / plain", "course / freeing", "course / bound"]]
+    others = [name for name in places if name != "course"]
+    speeds, ratios = [["images/s", *places]], [["", *(f"course / {name}" for name in others)]]
     for task, title in TITLES.items():
-        rate = {name: np.median(rates[task][name][1:]) for name in WORKERS}
-        ratios = [f"{rate['course'] / rate[name]:.2f}" for name in ("plain", "freeing", "bound")]
-        rows.append([title, *(f"{rate[name]:,.0f}" for name in WORKERS), *ratios])
-    return markdown_table(rows)
+        rate = {name: np.median(rates[task][name][1:]) for name in places}
+        speeds.append([title, *(f"{rate[name]:,.0f}" for name in places)])
+        ratios.append([title, *(f"{rate['course'] / rate[name]:.2f}" for name in others)])
+    return f"{markdown_table(speeds)}\n\n{markdown_table(ratios)}"
 
 
 def work(name: str, folder: Path) -> None:
@@ -147,32 +148,44 @@ def work(name: str, folder: Path) -> None:
 
 def prepared(task: str, name: str, folder: Path, device: torch.device) -> tuple:
     """How many images a round has, and the round."""
-    model = model_of(task).to(device, memory_format=torch.contiguous_format if name == "plain" else torch.channels_last)
+    model = model_of(task).to(device, memory_format=torch.contiguous_format if name == "naive" else torch.channels_last)
     if task.isdigit():
         images = torch.randint(256, (32 * 8 * SIZE // int(task), 3, int(task), int(task)), dtype=torch.uint8)
         return len(images), lambda: infer(model, images, name)
     size, count = BATCHES[task]
-    if name == "plain":
+    if name == "naive":
         files = {"unet": PetFiles, "mnist": Digits, "cifar10": Pictures}[task](folder)
         loader = DataLoader(files, size, shuffle=True, drop_last=True)
-        return size * count, lambda: plain_epoch(model, loader, task)
-    batches = batches_of(task, size, count)
-    optimiser = optimiser_of(model, task)
-    first = [part.to(device) for part in next(batches.epoch(0))]
-    resident = [torch.randint_like(first[0], 256), first[1]]
-    return size * count, lambda: epoch(
-        model, repeat(resident, count) if name == "bound" else batches.epoch(0), task, optimiser
-    )
+        return size * count, lambda: naive_epoch(model, loader, task)
+    batches, optimiser = batches_of(task, size, count), optimiser_of(model, task)
+    if name == "ceiling":
+        images, targets = (part.to(device) for part in next(batches.epoch(0)))
+        batches = Resident([torch.randint_like(images, 256), targets], count)
+    return size * count, lambda: epoch(model, batches, task, optimiser)
+
+
+class Resident:
+    """The same batch, as often as is asked for."""
+
+    def __init__(self, batch: list[torch.Tensor], count: int):
+        self.batch, self.count = batch, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def epoch(self, number: int) -> Iterator[list[torch.Tensor]]:
+        """Every epoch is like every other."""
+        return repeat(self.batch, self.count)
 
 
 def model_of(task: str) -> nn.Module:
     """The published networks."""
     torch.manual_seed(0)
     if task == "mnist":
-        return ConditionalVAE((1, 28, 28), 10, 16, 8, 2, "both")
+        return build_digit_vae(16, 8, "both")
     if task == "cifar10":
-        return ConditionalVAE((3, 32, 32), 10, 192, 48, 3, "both", "gaussian", hidden=0)
-    return UNet(3, 1, 8, 4, "maxpool", "transposed")
+        return build_picture_vae(192, 48, "both", hidden=0)
+    return build_unet("MP+Tr+BCE", 8, 4)
 
 
 def adam(model: nn.Module, fused: bool | None = None) -> torch.optim.AdamW:
@@ -188,7 +201,7 @@ def optimiser_of(model: nn.Module, task: str) -> torch.optim.Optimizer:
 def loss_of(task: str):
     """The loss that the notebook gives to `fit`."""
     if task == "unet":
-        return lambda model, batch, step: {"loss": bce_loss(model(to_input(batch[0])), batch[1])}
+        return lambda model, batch, step: {"loss": bce_loss(model(normalise(batch[0])), batch[1])}
 
     def loss(model, batch, step):
         terms = elbo_terms(model, to_unit(batch[0]), batch[1])
@@ -197,15 +210,15 @@ def loss_of(task: str):
     return loss
 
 
-def epoch(model: nn.Module, batches: Iterable, task: str, optimiser: torch.optim.Optimizer) -> None:
+def epoch(model: nn.Module, batches: Batches | Resident, task: str, optimiser: torch.optim.Optimizer) -> None:
     """One epoch in the course's loop."""
     schedule = torch.optim.lr_scheduler.ConstantLR(optimiser)
-    steepest = 3000.0 if task == "cifar10" else inf
+    max_grad_norm = 3000.0 if task == "cifar10" else inf
     with tqdm(disable=True) as bar:
-        train_epoch(model, enumerate(batches), loss_of(task), optimiser, schedule, steepest, bar, task)
+        train_epoch(model, batches, 0, loss_of(task), optimiser, schedule, max_grad_norm, bar)
 
 
-def plain_epoch(model: nn.Module, loader: DataLoader, task: str) -> None:
+def naive_epoch(model: nn.Module, loader: DataLoader, task: str) -> None:
     """One epoch in a loop as one writes it first."""
     device, optimiser = next(model.parameters()).device, adam(model)
     model.train()
@@ -222,33 +235,34 @@ def plain_epoch(model: nn.Module, loader: DataLoader, task: str) -> None:
 
 
 def infer(model: nn.Module, images: torch.Tensor, name: str) -> None:
-    """Foreground probabilities of all images; the bound has one batch ready, as floats."""
+    """Foreground probabilities of all images; the ceiling has one batch ready, as floats."""
     if name in ("course", "freeing"):
         metrics.predict(model, images)
         return
     device = next(model.parameters()).device
     model.eval()
     with torch.no_grad():
-        ready = to_input(images[:32].to(device))
+        ready = normalise(images[:32].to(device))
         for batch in images.split(32):
-            inputs = ready if name == "bound" else (batch.to(device).float() - 127.5) / 63.75
+            inputs = ready if name == "ceiling" else (batch.to(device).float() - 127.5) / 63.75
             model(inputs).sigmoid().cpu()
 
 
-def batches_of(task: str, size: int, count: int) -> PetBatches | LabelledBatches:
+def batches_of(task: str, size: int, count: int) -> Batches:
     """The course's batches, of drawn images."""
     if task == "unet":
-        images, trimaps = standins.pets(size * count, SIZE, 0)
-        pets = Split(
-            torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(trimaps)[:, None], [""] * len(images)
-        )
-        return PetBatches(pets, size, [SIZE], 0)
+        arrays = standins.pets(size * count, SIZE, 0)
+        return Batches(Split(*map(channels_first, arrays)), size, 0, pet_augmentation(), [SIZE])
     images, labels = (standins.digits if task == "mnist" else standins.shapes)(size * count, 0)
-    images = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
-    return LabelledBatches(LabelledSplit(images, torch.from_numpy(labels).long()), size, 0)
+    return Batches(Split(channels_first(images), torch.from_numpy(labels).long()), size, 0)
 
 
-# --- What the plain loop reads ----------------------------------------------------------------------------------------
+def channels_first(array: np.ndarray) -> torch.Tensor:
+    """Images (N, H, W, C), or (N, H, W) with one channel, as a tensor (N, C, H, W)."""
+    return torch.from_numpy(array.reshape(*array.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
+
+
+# --- What the naive loop reads ----------------------------------------------------------------------------------------
 
 
 def write_files(folder: Path) -> None:
@@ -273,7 +287,7 @@ class PetFiles(Dataset):
 
     def __init__(self, folder: Path):
         self.paths = sorted((folder / "pets").glob("*.jpg"))
-        self.augment = augmentation()
+        self.augment = pet_augmentation()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -296,7 +310,7 @@ def Pictures(folder: Path) -> ImageFolder:  # noqa: N802
     return ImageFolder(folder / "pictures", transform=ToTensor())
 
 
-# --- Arithmetic, start-up, memory, growth -----------------------------------------------------------------------------
+# --- Arithmetic, start-up, memory -------------------------------------------------------------------------------------
 
 
 def arithmetic(device: torch.device) -> str:
@@ -321,7 +335,7 @@ def arithmetic(device: torch.device) -> str:
 
 def shares(device: torch.device) -> str:
     """Where the time of a training step goes, by torch's profiler, on the processor."""
-    rows = [["share of a training step", *KINDS, "optimiser", "the rest"]]
+    columns = [["share of a training step", *KINDS, "optimiser", "the rest"]]
     for task in BATCHES:
         steps = training(task, device)
         steps(3)  # to warm up
@@ -331,8 +345,8 @@ def shares(device: torch.device) -> str:
         spent = [sum(e.self_cpu_time_total for e in events if re.fullmatch(kind, e.key)) for kind in KINDS.values()]
         spent.append(sum(e.cpu_time_total for e in events if e.key.startswith("Optimizer.step")))
         total = sum(e.self_cpu_time_total for e in events)
-        rows.append([TITLES[task], *(f"{part / total:.0%}" for part in [*spent, total - sum(spent)])])
-    return markdown_table(rows)
+        columns.append([TITLES[task], *(f"{part / total:.0%}" for part in [*spent, total - sum(spent)])])
+    return markdown_table(list(map(list, zip(*columns))))
 
 
 def normalisation() -> str:
@@ -357,7 +371,7 @@ def training(task: str, device: torch.device) -> Callable[[int], None]:
     model = model_of(task).to(device, memory_format=torch.channels_last)
     batch = [part.to(device) for part in next(batches_of(task, BATCHES[task][0], 1).epoch(0))]
     optimiser = optimiser_of(model, task)
-    return lambda count: epoch(model, repeat(batch, count), task, optimiser)
+    return lambda count: epoch(model, Resident(batch, count), task, optimiser)
 
 
 def matrix_product(device: torch.device, side: int) -> float:
@@ -372,12 +386,8 @@ def matrix_product(device: torch.device, side: int) -> float:
 
 
 def start_up() -> str:
-    """Seconds until the modules of part 1 are there, and until its data is, if that has been decoded before."""
-    imports = "import torch; a = time.time(); import utils.{}; print(time.time() - a)"
-    modules = ", utils.".join(
-        ["data", "diagrams", "losses", "metrics", "own", "plots", "published", "report", "training"]
-    )
-    program = "import time; " + imports.format(modules)
+    """Seconds until the modules are there, and until the data of part 1 is, if that has been decoded before."""
+    program = "import time, torch; start = time.time(); import utils.run; print(time.time() - start)"
     times = [float(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT)) for _ in range(ROUNDS)]
     rows = [["start-up", "seconds"], ["import of utils, beyond torch's own", f"{np.median(times):.2f}"]]
     folder = Path(os.environ.get("DATA_DIR", ROOT / "data"))
@@ -394,7 +404,7 @@ def peak_memory() -> str:
     rows = [["real data, one epoch of each training", "peak memory, GiB"]]
     for notebook, values in ONE_EPOCH.items():
         with tempfile.TemporaryDirectory() as folder:
-            rows.append([notebook, f"{memory_of(notebook, values | {'run_dir': folder}):.2f}"])
+            rows.append([notebook, f"{memory_of(notebook, values | {'pretrained': False, 'run_dir': folder}):.2f}"])
     return markdown_table(rows)
 
 
@@ -406,28 +416,9 @@ def memory_of(notebook: str, values: dict) -> float:
 
 def run_notebook(notebook: str, values: str) -> None:
     """Run it, and print the peak memory of its kernel."""
-    parameters.check_parameters(notebook, json.loads(values))
+    run.check_parameters(notebook, json.loads(values))
     run.execute(notebook, json.loads(values), ROOT / "runs" / "benchmark")
     print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20)
-
-
-def growth(device: torch.device) -> dict:
-    """Seconds of training for an image, against its side (width 8) and the U-Net's width (128 px)."""
-    by_size = [seconds_per_image(8, size, device) for size in tqdm(SIZES, "sizes", leave=False)]
-    by_width = [seconds_per_image(width, SIZE, device) for width in tqdm(WIDTHS, "widths", leave=False)]
-    return {"sizes": SIZES, "by_size": by_size, "widths": WIDTHS, "by_width": by_width}
-
-
-def seconds_per_image(width: int, size: int, device: torch.device) -> float:
-    """The fastest of a few steps, over its batch of 16."""
-    model = UNet(3, 1, width, 4, "maxpool", "transposed").to(device, memory_format=torch.channels_last)
-    batch = [torch.randint(256, (16, 3, size, size), dtype=torch.uint8), torch.rand(16, 1, size, size) > 0.5]
-    batch, optimiser, times = [part.to(device) for part in batch], optimiser_of(model, "unet"), []
-    for _ in range(4):
-        start = time.perf_counter()
-        epoch(model, [batch], "unet", optimiser)
-        times.append(time.perf_counter() - start)
-    return min(times) / 16
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.files import idx, write_image
 from utils import standins
 from utils.data import CIFAR10_CLASSES
+from utils.files import LOCK, UNFINISHED, load_tensors
 from utils.results import ROOT
-from utils.storage import LOCK, UNFINISHED, load_tensors
 
 FOLDER = ROOT / "runs" / "kills"
 KILLS_IN_A_ROW = 3  # of one run, before it may end

@@ -1,298 +1,547 @@
-"""The data set: right tensors, splits that do not touch, and each way to be broken told by name."""
+"""The data sets: right tensors, fixed splits, each kind of damage told by name; the user's images; batches."""
 
+import io
+import os
+import random
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from zlib import crc32
 
-import albumentations
-import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from torchvision.datasets import OxfordIIITPet
 
-from utils import data, standins
-from utils.data import BACKGROUND, DataError, PetBatches, Split, load_pets
+from tests.files import idx, write_image
+from utils import data
+from utils.data import CIFAR10_CLASSES, Batches, DataError, Split, load_digits, load_pets, load_pictures
+
+settings.register_profile("course", max_examples=25, deadline=None, derandomize=True)
+settings.load_profile("course")
 
 SIZE = 16
-COUNTS = {"trainval": 20, "test": 6}
+REAL = Path(os.environ.get("DATA_DIR", Path(__file__).parent.parent / "data"))
+LOADERS = {"oxford-iiit-pet": lambda name, folder: load_pets(name, folder, SIZE), "mnist": load_digits}
+LOADERS["cifar10"] = load_pictures
+ROOTS = {"oxford-iiit-pet": "oxford-iiit-pet", "mnist": "MNIST/raw", "cifar10": "cifar10"}
+COUNTS = {"oxford-iiit-pet": (18, 2, 6), "mnist": (36, 4, 10), "cifar10": (36, 4, 20)}
+SHAPES = {"oxford-iiit-pet": (3, SIZE, SIZE), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+every_set = pytest.mark.parametrize("name", LOADERS)
+PHOTOGRAPH = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
+TRIMAP = np.random.default_rng(0).integers(1, 4, (24, 20), np.uint8)
 
 
 @pytest.fixture(scope="session")
-def original(tmp_path_factory):
-    """A miniature Oxford-IIIT Pet in the real one's layout: images of 20 x 24 pixels."""
-    root = tmp_path_factory.mktemp("data") / "oxford-iiit-pet"
-    (root / "images").mkdir(parents=True)
-    (root / "annotations" / "trimaps").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for split, count in COUNTS.items():
-        names = [f"Breed_{split}_{i}" for i in range(count)]
+def originals(tmp_path_factory):
+    """The three sets in miniature, each in the real one's layout."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    pets = folder / "oxford-iiit-pet"
+    for part, count in {"trainval": 20, "test": 6}.items():
+        names = [f"Breed_{part}_{i}" for i in range(count)]
         for name in names:
-            Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8)).save(root / "images" / f"{name}.jpg")
-            Image.fromarray(rng.integers(1, 4, (24, 20), np.uint8)).save(
-                root / "annotations" / "trimaps" / f"{name}.png"
-            )
-        lines = [f"{name} {i + 1} 1 1\n" for i, name in enumerate(names)]
-        (root / "annotations" / f"{split}.txt").write_text("".join(lines))
-    return root
+            write_image(pets / "images" / f"{name}.jpg", rng.integers(0, 256, (24, 20, 3), np.uint8))
+            write_image(pets / "annotations" / "trimaps" / f"{name}.png", rng.integers(1, 4, (24, 20), np.uint8))
+        (pets / "annotations" / f"{part}.txt").write_text("".join(f"{name} 1 1 1\n" for name in names))
+    (folder / "MNIST" / "raw").mkdir(parents=True)
+    for part, count in {"train": 40, "t10k": 10}.items():
+        images = rng.integers(0, 256, (count, 28, 28))
+        images[:, 0, 0] = np.arange(count) % 10  # tells the label
+        for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(count) % 10)):
+            (folder / "MNIST" / "raw" / f"{part}-{kind}-ubyte").write_bytes(idx(array))
+    for part, count in {"train": 4, "test": 2}.items():
+        for label, name in enumerate(CIFAR10_CLASSES):
+            for i in range(count):
+                picture = np.full((32, 32, 3), [label, 10 * i, 20 * (part == "test")], np.uint8)
+                write_image(folder / "cifar10" / part / name / f"{i:04}.png", picture)
+    return folder
 
 
 @pytest.fixture
-def root(original, tmp_path):
+def folder(originals, tmp_path):
     """A copy that a test may break."""
-    return shutil.copytree(original, tmp_path / "oxford-iiit-pet")
+    return shutil.copytree(originals, tmp_path / "data")
 
 
-def load(root):
-    return load_pets("oxford-iiit-pet", root.parent, SIZE)
+# --- Loading ----------------------------------------------------------------------------------------------------------
 
 
-def test_shapes_types_and_values(root):
-    pets = load(root)
-    for split, count in zip((pets.train, pets.validation, pets.test), (18, 2, 6)):
-        assert split.images.shape == (count, 3, SIZE, SIZE)
-        assert split.trimaps.shape == (count, 1, SIZE, SIZE)
-        assert split.images.dtype == split.trimaps.dtype == torch.uint8
-        assert set(split.trimaps.unique().tolist()) <= {1, 2, 3}
-        assert len(split.names) == count
+@every_set
+def test_shapes_types_and_splits(folder, name):
+    dataset, again = (LOADERS[name](name, folder) for _ in range(2))
+    assert dataset.name == name
+    for split, same, count in zip(dataset[2:], again[2:], COUNTS[name]):
+        assert split.images.shape == (count, *SHAPES[name])
+        assert split.images.dtype == torch.uint8
+        assert split.images.is_contiguous()
+        assert torch.equal(split.images, same.images)
+        if name == "oxford-iiit-pet":
+            assert split.targets.shape == (count, 1, SIZE, SIZE)
+            assert split.targets.dtype == torch.uint8
+            assert set(split.targets.unique().tolist()) <= {1, 2, 3}
+            assert len(split.names) == count
+        else:
+            assert torch.equal(split.images[:, 0, 0, 0].long(), split.targets)
+            assert len(dataset.classes) == 10
+    seen = {image.numpy().tobytes() for split in dataset[2:] for image in split.images}
+    assert len(seen) == sum(COUNTS[name]), "splits touch"
 
 
-def test_splits_do_not_touch_and_stay_the_same(root):
-    pets = load(root)
-    train, validation, test = (set(split.names) for split in pets[1:])
-    assert not train & validation
-    assert not (train | validation) & test
-    assert load(root).validation.names == pets.validation.names
+PUBLISHED = {  # checksums of training, validation and test
+    "oxford-iiit-pet": "3d7e1552 dd29ef45 e9027b59",
+    "mnist": "98456aa5 a71156a3 5b87863f",
+    "cifar10": "9ba82eea c119ad2b 56456577",
+}
 
 
-def test_pixels_and_order_are_torchvisions(root):
-    theirs = OxfordIIITPet(root.parent, split="test", target_types="segmentation")
-    ours = load(root).test
+def mark(side, paths):
+    """In place of the pixels of a file, a number that tells its name: uint8 (4 or 3, 1, 1)."""
+    return torch.full((2 + len(paths), 1, 1), crc32(paths[0].name.encode()) % 256, dtype=torch.uint8)
+
+
+@every_set
+def test_the_published_splits_stay_the_same(tmp_path, name, monkeypatch):
+    if not (REAL / ROOTS[name]).exists():
+        pytest.skip("needs the real data")
+    (tmp_path / ROOTS[name]).parent.mkdir(exist_ok=True)
+    (tmp_path / ROOTS[name]).symlink_to((REAL / ROOTS[name]).resolve())  # leaves the real cache alone
+    monkeypatch.setattr(data, "decode", mark)  # 60,000 files would take a minute
+    splits = LOADERS[name](name, tmp_path)[2:]
+    sums = [(split.images.flatten(1).sum(1), split.targets if split.targets.ndim == 1 else 0) for split in splits]
+    assert [f"{crc32((sum_ + 7919 * labels).numpy().tobytes()):08x}" for sum_, labels in sums] == PUBLISHED[
+        name
+    ].split()
+
+
+def test_pixels_and_order_are_torchvisions(folder):
+    theirs = OxfordIIITPet(folder, split="test", target_types="segmentation")
+    ours = load_pets("oxford-iiit-pet", folder, SIZE).test
     for i, (image, trimap) in enumerate(theirs):
         expected = np.asarray(image.resize((SIZE, SIZE), Image.BILINEAR)).transpose(2, 0, 1)
         assert np.array_equal(ours.images[i].numpy(), expected)
-        assert np.array_equal(ours.trimaps[i, 0].numpy(), np.asarray(trimap.resize((SIZE, SIZE), Image.NEAREST)))
+        assert np.array_equal(ours.targets[i, 0].numpy(), np.asarray(trimap.resize((SIZE, SIZE), Image.NEAREST)))
 
 
-def test_the_second_load_reads_the_cache(root, monkeypatch):
-    first = load(root)
-    monkeypatch.setattr(data, "decode_pair", lambda *_: pytest.fail("decoded again"))
-    second = load(root)
-    assert torch.equal(first.train.images, second.train.images)
-
-
-def test_a_changed_file_is_decoded_again(root):
-    before = load(root).test.images.clone()
-    Image.new("RGB", (20, 24), "red").save(root / "images" / "Breed_test_0.jpg")
-    assert not torch.equal(load(root).test.images, before)
+@pytest.mark.parametrize("name", ["oxford-iiit-pet", "cifar10"])
+def test_the_second_load_reads_the_cache_and_a_changed_file_is_decoded_again(folder, name, monkeypatch):
+    first = LOADERS[name](name, folder).test
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "open_image", lambda *_: pytest.fail("decoded again"))
+        assert torch.equal(LOADERS[name](name, folder).test.images, first.images)
+    if name == "cifar10":
+        write_image(folder / name / "test" / "cat" / "0000.png", PHOTOGRAPH.repeat(2, 0).repeat(2, 1)[:32, :32])
+    else:
+        Image.new("RGB", (20, 24), "red").save(folder / name / "images" / "Breed_test_0.jpg")
+    assert not torch.equal(LOADERS[name](name, folder).test.images, first.images)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "foreign"])
-def test_a_damaged_cache_is_named_and_rebuilt(root, damage):
-    before = load(root).test
-    cache = root.parent / "cache" / f"oxford-iiit-pet-test-{SIZE}.pt"
+def test_a_damaged_cache_is_named_and_rebuilt(folder, damage):
+    before = load_pets("oxford-iiit-pet", folder, SIZE).test
+    cache = folder / "cache" / f"oxford-iiit-pet-test-{SIZE}.pt"
     content = cache.read_bytes()
-    if damage == "altered":
-        cache.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
-    else:
-        cache.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"not a cache")
+    altered = content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]
+    cache.write_bytes({"truncated": content[: len(content) // 2], "altered": altered, "foreign": b"no cache"}[damage])
     with pytest.warns(UserWarning, match=f"oxford-iiit-pet-test-{SIZE}.pt is not used and will be rebuilt"):
-        after = load(root).test
-    assert torch.equal(before.images, after.images)
+        assert torch.equal(load_pets("oxford-iiit-pet", folder, SIZE).test.images, before.images)
 
 
-def break_nothing_there(root):
-    shutil.rmtree(root / "annotations")
-    return r"trainval.txt is missing.*delete"
+def png(array):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG")
+    return stream.getvalue()
 
 
-def break_empty_list(root):
-    (root / "annotations" / "test.txt").write_text("")
-    return r"test.txt is empty.*delete"
+HTML = b"<html>404 Not Found</html>" * 100
+PETS, MNIST, CIFAR = ROOTS.values()
+IMAGES, TRIMAPS = f"{PETS}/images", f"{PETS}/annotations/trimaps"
+DAMAGES = [  # set, file, what becomes of its bytes (None: it is deleted), message
+    ("oxford-iiit-pet", f"{PETS}/annotations", None, "trainval.txt is missing"),
+    ("oxford-iiit-pet", f"{PETS}/annotations/test.txt", lambda _: b"\n", "test.txt is empty"),
+    ("oxford-iiit-pet", f"{IMAGES}/Breed_trainval_3.jpg", None, "Breed_trainval_3.jpg is missing"),
+    ("oxford-iiit-pet", f"{TRIMAPS}/Breed_test_5.png", None, "Breed_test_5.png is missing"),
+    ("oxford-iiit-pet", f"{IMAGES}/Breed_test_1.jpg", lambda _: b"", "Breed_test_1.jpg is empty"),
+    ("oxford-iiit-pet", f"{IMAGES}/Breed_test_2.jpg", lambda b: b[:-200], "Breed_test_2.jpg cannot be read"),
+    ("oxford-iiit-pet", f"{IMAGES}/Breed_test_2.jpg", lambda _: HTML, "Breed_test_2.jpg cannot be read"),
+    ("oxford-iiit-pet", f"{TRIMAPS}/Breed_trainval_0.png", lambda b: b[:60], "Breed_trainval_0.png cannot be read"),
+    (
+        *("oxford-iiit-pet", f"{TRIMAPS}/Breed_test_4.png", lambda _: png(np.full((24, 20), 255, np.uint8))),
+        r"Breed_test_4.png holds the values \[255\], a trimap only 1, 2, 3",
+    ),
+    (
+        *("oxford-iiit-pet", f"{TRIMAPS}/Breed_test_4.png", lambda _: png(np.ones((20, 20), np.uint8))),
+        r"Breed_test_4.png is \(20, 20\), its image \(20, 24\)",
+    ),
+    ("cifar10", f"{CIFAR}/test/dog", None, "test holds 2 airplane, .* 0 dog, .*; each class must have as many"),
+    ("cifar10", f"{CIFAR}/train/ship/0001.png", None, "train holds 4 airplane, .* 3 ship, 4 truck; each class"),
+    ("cifar10", f"{CIFAR}/train", None, "train holds 0 airplane, "),
+    ("cifar10", f"{CIFAR}/test/frog/0001.png", lambda b: b[:60], "frog/0001.png cannot be read"),
+    ("cifar10", f"{CIFAR}/test/frog/0001.png", lambda _: HTML, "frog/0001.png cannot be read"),
+    ("cifar10", f"{CIFAR}/test/frog/0001.png", lambda _: b"", "frog/0001.png is empty"),
+    (
+        *("cifar10", f"{CIFAR}/train/bird/0002.png", lambda _: png(np.zeros((32, 64, 3), np.uint8))),
+        "bird/0002.png is 64 x 32 pixels, not 32 x 32",
+    ),
+    ("mnist", f"{MNIST}/train-labels-idx1-ubyte", lambda _: idx(np.full(40, 10)), "40 labels, or others than 0 to 9"),
+    (
+        *("mnist", f"{MNIST}/train-labels-idx1-ubyte", lambda _: idx(np.zeros(39))),
+        r"hold \(40, 28, 28\) and \(39,\), not \(N, 28, 28\) and \(N,\)",
+    ),
+    ("mnist", f"{MNIST}/train-images-idx3-ubyte", lambda _: idx(np.zeros((40, 32, 32))), r"hold \(40, 32, 32\)"),
+]
+for file in (f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")):
+    DAMAGES += [("mnist", f"{MNIST}/{file}", None, f"{file} is missing")]
+    for keep in (0, 3, 7, 12, -1):
+        DAMAGES += [("mnist", f"{MNIST}/{file}", lambda b, keep=keep: b[:keep], f"{file} is damaged")]
+    DAMAGES += [("mnist", f"{MNIST}/{file}", lambda _: HTML, f"{file} is damaged")]
 
 
-def break_missing_image(root):
-    (root / "images" / "Breed_trainval_3.jpg").unlink()
-    return r"Breed_trainval_3.jpg is on the official list but missing.*delete"
+@pytest.mark.parametrize(("name", "file", "change", "message"), DAMAGES)
+def test_damage_is_told_by_name_with_the_remedy_and_leaves_no_cache(folder, name, file, change, message):
+    path = folder / file
+    if change is not None:
+        path.write_bytes(change(path.read_bytes()))
+    else:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remedy = f": the data set is incomplete; delete .*{ROOTS[name]} and run again to download or unpack it anew"
+    with pytest.raises(DataError, match=message + ".*" + remedy):
+        LOADERS[name](name, folder)
+    assert not list(folder.glob(f"cache/*{'test' if 'test' in file else 'train'}*"))
 
 
-def break_missing_trimap(root):
-    (root / "annotations" / "trimaps" / "Breed_test_5.png").unlink()
-    return r"Breed_test_5.png is on the official list but missing.*delete"
+def offline(*_, **__):
+    raise OSError("no route to host")
 
 
-def break_empty_image(root):
-    (root / "images" / "Breed_test_1.jpg").write_bytes(b"")
-    return r"Breed_test_1.jpg is empty.*delete"
+@every_set
+def test_absent_data_without_a_network_says_what_to_do(tmp_path, name, monkeypatch):
+    for official in ("OxfordIIITPet", "MNIST", "CIFAR10"):
+        monkeypatch.setattr(data, official, offline)
+    message = r"does not exist and the download failed \(no route to host\). Put .* DATA_DIR .* dataset='stand-in'"
+    with pytest.raises(DataError, match=f"{ROOTS[name]} {message}"):
+        LOADERS[name](name, tmp_path)
 
 
-def break_truncated_image(root):
-    path = root / "images" / "Breed_test_2.jpg"
-    path.write_bytes(path.read_bytes()[:-200])
-    return r"Breed_test_2.jpg does not decode.*delete"
+def test_without_an_image_folder_torchvision_is_asked(tmp_path, monkeypatch):
+    def official(root, train, download):
+        labels = np.arange(20 if train else 10) % 10
+        return SimpleNamespace(data=np.uint8(labels[:, None, None, None] + np.zeros((1, 32, 32, 3))), targets=labels)
+
+    monkeypatch.setattr(data, "CIFAR10", official)
+    pictures = load_pictures("cifar10", tmp_path)
+    assert [len(split.targets) for split in pictures[2:]] == [18, 2, 10]
+    assert torch.equal(pictures.test.images[:, 0, 5, 7].long(), pictures.test.targets)
 
 
-def break_foreign_image(root):
-    (root / "images" / "Breed_test_2.jpg").write_text("<html>404</html>")
-    return r"Breed_test_2.jpg does not decode.*delete"
+@every_set
+def test_wrong_names_and_sizes_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"dataset='minst': choose from .*{name}.*stand-in"):
+        LOADERS[name]("minst", tmp_path)
+    for size in (8, 16.0, True):
+        with pytest.raises(ValueError, match=f"image_size={size}: must be an integer of 16 or more"):
+            load_pets("stand-in", tmp_path, size)
 
 
-def break_truncated_trimap(root):
-    path = root / "annotations" / "trimaps" / "Breed_trainval_0.png"
-    path.write_bytes(path.read_bytes()[:60])
-    return r"Breed_trainval_0.png does not decode.*delete"
-
-
-def break_values_of_trimap(root):
-    mask = np.full((24, 20), 255, np.uint8)
-    Image.fromarray(mask).save(root / "annotations" / "trimaps" / "Breed_test_4.png")
-    return r"Breed_test_4.png holds the values \[255\], a trimap only 1, 2, 3.*delete"
-
-
-def break_size_of_trimap(root):
-    Image.new("L", (20, 20), 1).save(root / "annotations" / "trimaps" / "Breed_test_4.png")
-    return r"Breed_test_4.png is \(20, 20\), its image \(20, 24\).*delete"
-
-
-BREAKAGES = [value for name, value in list(globals().items()) if name.startswith("break_")]
-
-
-@pytest.mark.parametrize("damage", BREAKAGES, ids=lambda f: f.__name__)
-def test_broken_data_is_told_by_name_and_leaves_no_cache(root, damage):
-    message = damage(root)
-    with pytest.raises(DataError, match=message):
-        load(root)
-    assert not list(root.parent.glob(f"cache/*{'test' if 'test' in message else 'trainval'}*"))
-
-
-def test_absent_data_without_a_network(tmp_path, monkeypatch):
-    def no_network(*_, **__):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(data, "OxfordIIITPet", no_network)
-    with pytest.raises(DataError, match=r"download failed \(no route to host\).*DATA_DIR.*stand-in"):
-        load_pets("oxford-iiit-pet", tmp_path, SIZE)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"), [(("cifar", 64), "source='cifar'"), (("stand-in", 8), "image_size=8")]
-)
-def test_wrong_arguments(tmp_path, arguments, message):
-    source, size = arguments
-    with pytest.raises(ValueError, match=message):
-        load_pets(source, tmp_path, size)
-
-
-def test_standins_have_the_real_ones_form_and_disjoint_splits(tmp_path):
-    pets = load_pets("stand-in", tmp_path, 32)
-    assert pets.train.images.shape[1:] == (3, 32, 32)
-    assert set(pets.test.trimaps.unique().tolist()) == {1, 2, 3}
+@every_set
+def test_standins_have_the_real_ones_form_and_disjoint_splits(tmp_path, name):
+    dataset = LOADERS[name]("stand-in", tmp_path)
+    counts = data.STANDIN_PETS if name == "oxford-iiit-pet" else data.STANDIN_LABELLED
+    assert [split.images.shape for split in dataset[2:]] == [(count, *SHAPES[name]) for count in counts]
+    assert [len(split.targets) for split in dataset[2:]] == list(counts)
+    assert dataset.train.targets.dtype == (torch.uint8 if name == "oxford-iiit-pet" else torch.int64)
+    assert len(dataset.classes) == (0 if name == "oxford-iiit-pet" else 10)
     assert not list(tmp_path.iterdir())
-    as_bytes = [{image.numpy().tobytes() for image in split.images} for split in pets[1:]]
-    assert not as_bytes[0] & as_bytes[1]
-    assert not (as_bytes[0] | as_bytes[1]) & as_bytes[2]
+    assert len({image.numpy().tobytes() for split in dataset[2:] for image in split.images}) == sum(counts)
 
 
-def test_digits_have_mnists_form():
-    images, labels = standins.digits(200, seed=0)
-    assert images.shape == (200, 28, 28)
-    assert images.dtype == labels.dtype == np.uint8
-    assert np.bincount(labels).tolist() == [20] * 10
-    assert (images.min(axis=(1, 2)) == 0).all()
-    assert (images.max(axis=(1, 2)) > 200).all()
-    assert not images[:, [0, -1]].any(), "ink on the edge: cut off?"
-    assert not images[:, :, [0, -1]].any(), "ink on the edge: cut off?"
+def mutated(content, seed):
+    """A file of which some bytes are other ones, or the end is missing."""
+    chance = random.Random(seed)
+    content = bytearray(content)
+    for _ in range(chance.randint(1, 8)):
+        content[chance.randrange(len(content))] = chance.randrange(256)
+    return bytes(content[: chance.choice([len(content), chance.randrange(1, len(content))])])
 
 
-def test_a_digit_depends_on_seed_and_place_alone():
-    images, labels = standins.digits(30, seed=3)
-    fewer, their_labels = standins.digits(13, seed=3)
-    assert np.array_equal(images[:13], fewer)
-    assert np.array_equal(labels[:13], their_labels)
-    everything = {image.tobytes() for seed in (3, 4) for image in standins.digits(30, seed)[0]}
-    assert len(everything) == 60
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@given(st.integers(0, 10**6))
+@settings(max_examples=150)
+def test_a_mutated_picture_is_read_or_named(tmp_path_factory, form, seed):
+    picture, trimap = (tmp_path_factory.getbasetemp() / name for name in ("picture", "trimap.png"))
+    Image.fromarray(PHOTOGRAPH).save(picture, form)
+    picture.write_bytes(mutated(picture.read_bytes(), seed))
+    trimap.write_bytes(mutated(png(TRIMAP), seed + 1) if seed % 2 else png(TRIMAP))
+    for read in (
+        lambda: data.open_rgb(picture),
+        lambda: data.load_digit(picture),
+        lambda: data.decode(SIZE, (picture, trimap)),
+    ):
+        try:
+            read()
+        except DataError as error:
+            assert str(picture.parent) in str(error)  # noqa: PT017 - most mutated files can still be read
 
 
-@pytest.mark.parametrize(("digit", "holes"), [(0, 1), (4, 1), (6, 1), (8, 2), (9, 1)])
-def test_the_holes_of_digits_are_open(digit, holes):
-    images, labels = standins.digits(1000, seed=0)
-    paper = [np.uint8(image < 128) for image in images[labels == digit]]
-    found = [cv2.connectedComponents(part, connectivity=4)[0] - 2 for part in paper]  # -2: the ink and the surroundings
-    assert np.mean(np.array(found) >= holes) > 0.97
+@given(st.integers(0, 10**6))
+@settings(max_examples=150)
+def test_a_mutated_idx_file_is_read_or_named(tmp_path_factory, seed):
+    folder, rng = tmp_path_factory.getbasetemp(), np.random.default_rng(0)
+    for kind, array in (("images-idx3", rng.integers(0, 256, (5, 28, 28))), ("labels-idx1", np.arange(5))):
+        content = idx(array) if seed % 3 else idx(array)[:40]
+        (folder / f"t10k-{kind}-ubyte").write_bytes(mutated(content, seed))
+    try:
+        split = data.read_idx(folder, "t10k")
+    except DataError as error:
+        assert str(folder) in str(error)  # noqa: PT017
+    else:
+        assert split.images.shape == (len(split.targets), 1, 28, 28)
+        assert split.targets.max() <= 9
 
 
-def test_digits_can_be_read():
-    (known, labels), (asked, answers) = (standins.digits(count, seed) for count, seed in ((2000, 0), (500, 1)))
-    known, asked = (np.float32(images).reshape(len(images), -1) / 255 for images in (known, asked))
-    nearest = np.argmin((known**2).sum(axis=1) - 2 * asked @ known.T, axis=1)
-    assert np.mean(labels[nearest] == answers) > 0.9
+# --- The user's images ------------------------------------------------------------------------------------------------
 
 
-def test_digits_vary_in_slant_and_thickness():
-    images = standins.digits(1000, seed=0)[0][::10]  # zeros only, so that the shape of the digit plays no part
-    moments = [cv2.moments(image) for image in images]
-    assert np.std([m["mu11"] / m["mu02"] for m in moments]) > 0.1
-    assert np.ptp([m["m00"] for m in moments]) > 0.5 * np.mean([m["m00"] for m in moments])
+def test_a_phones_photograph_is_turned_upright(tmp_path):
+    pixels = np.zeros((300, 400, 3), dtype=np.uint8)
+    pixels[:, :200, 0] = pixels[:, 200:, 2] = 250  # red on the left, blue on the right
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side: to be turned a quarter clockwise
+    Image.fromarray(pixels).save(tmp_path / "phone.jpg", exif=exif)
+    names, images = data.load_photographs(tmp_path, 64)
+    assert names == ["phone.jpg"]
+    assert images.dtype == torch.uint8
+    assert images.shape == (1, 3, 64, 64)
+    above, below = images[0, :, :30].float().mean((1, 2)), images[0, :, 34:].float().mean((1, 2))
+    assert above[0] > 240 > 10 > above[2], "what was left is now above"
+    assert below[2] > 240 > 10 > below[0]
+
+
+def test_grey_palette_and_transparent_images_become_rgb_on_white(tmp_path):
+    Image.new("L", (30, 20), 77).save(tmp_path / "a grey.png")
+    Image.new("RGBA", (30, 20), (255, 0, 0, 0)).save(tmp_path / "b clear.png")
+    Image.new("LA", (30, 20), (0, 255)).save(tmp_path / "c solid.png")
+    Image.new("RGB", (30, 20), (0, 0, 255)).convert("P").save(tmp_path / "d palette.png")
+    Image.new("CMYK", (30, 20), (0, 0, 0, 0)).save(tmp_path / "e print.jpg")
+    (tmp_path / ".hidden").write_text("left alone")
+    names, images = data.load_photographs(tmp_path, 32)
+    assert [name[0] for name in names] == list("abcde")
+    expected = [[77, 77, 77], [255, 255, 255], [0, 0, 0], [0, 0, 255], [255, 255, 255]]
+    assert images[:, :, 16, 16].tolist() == expected
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [((0, 0), "count=0: must be an integer of 1 or more"), ((1, -1), "seed=-1: must be an integer of 0 or more")],
+    ("content", "message"),
+    [
+        (HTML, "cannot be read as an image .*: remove it, or save it as JPEG or PNG"),
+        (png(PHOTOGRAPH)[:900], "cannot be read as an image"),
+        (png(np.zeros((9, 9), np.uint16)), "has more than 8 bits for a value"),
+        (png(np.zeros((99, 99), np.uint8)), "cannot be read as an image .*decompression bomb"),  # before it is decoded
+        (None, "is missing"),
+    ],
+    ids=["text", "truncated", "deep", "enormous", "missing"],
 )
-def test_digits_refuse_wrong_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        standins.digits(*arguments)
+def test_what_is_no_image_is_named(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    if content is not None:
+        (tmp_path / "image.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"image\.png " + message):
+        data.open_rgb(tmp_path / "image.png")
+
+
+def test_folders_and_sizes_of_photographs_that_are_none(tmp_path):
+    with pytest.raises(DataError, match="is empty"):
+        data.load_photographs(tmp_path, 32)
+    with pytest.raises(DataError, match="is no folder"):
+        data.load_photographs(tmp_path / "absent", 32)
+    with pytest.raises(ValueError, match="image_size=0: must be an integer of 1 or more"):
+        data.load_photographs(tmp_path, 0)
+
+
+@pytest.mark.parametrize(("ground", "ink"), [(0, 255), (230, 20)])
+@pytest.mark.parametrize("size", [28, 900])
+def test_a_digit_takes_the_form_of_mnist(tmp_path, ground, ink, size):
+    """A thick 1 of any size, dark on light or light on dark, away from the middle."""
+    pixels = np.full((size, size + size // 3), ground, dtype=np.uint8)
+    pixels[size // 10 : size // 2, size // 2 : size // 2 + size // 8] = ink
+    write_image(tmp_path / "one.png", pixels)
+    image = data.load_digit(tmp_path / "one.png")
+    assert image.dtype == torch.uint8
+    assert image.shape == (1, 28, 28)
+    assert (image[0].amax(1) > 0).nonzero().flatten().tolist() == list(range(4, 24)), "20 rows, in the middle"
+    assert 3 <= (image[0].amax(0) > 0).sum() <= 8
+    assert image.max() == 255
+    for axis in (0, 1):
+        weights = image[0].double().sum(axis) / image.sum()
+        assert (weights @ torch.arange(28.0).double()).item() == pytest.approx(13.5, abs=0.5)
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40))))
+def test_any_grey_picture_is_a_digit_or_told(tmp_path_factory, grey):
+    path = tmp_path_factory.getbasetemp() / "digit.png"
+    for pixels in (grey, np.full((40, 40), 200, np.uint8), np.pad(np.uint8([[255]]), ((9, 800), (900, 9)))):
+        write_image(path, pixels)
+        if np.ptp(pixels):
+            try:
+                image = data.load_digit(path)
+            except DataError as error:
+                assert "all of one brightness" in str(error)  # noqa: PT017
+            else:
+                assert image.shape == (1, 28, 28)
+                assert image.max() == 255
+        else:
+            with pytest.raises(DataError, match=r"digit\.png is all of one brightness"):
+                data.load_digit(path)
 
 
 # --- Batches ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def split():
+def pets(count=10):
     """Ten images that hold their own number, and a trimap with a pet where the image is bright."""
-    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, SIZE, SIZE).clone()
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(count, 3, SIZE, SIZE).clone()
     images[..., SIZE // 2 :] += 200
-    trimaps = torch.where(images[:, :1] >= 200, 1, BACKGROUND).to(torch.uint8)
-    return Split(images, trimaps, [str(i) for i in range(10)])
+    return Split(images, torch.where(images[:, :1] >= 200, data.PET, data.BACKGROUND).byte(), [""] * count)
 
 
-def everything(batches, epoch):
-    return [torch.cat(parts) for parts in zip(*batches.epoch(epoch))]
+def labelled(count=10, channels=1):
+    """Images that hold their own number in each pixel, labels that are its last digit."""
+    values = torch.arange(count)
+    return Split(values.byte()[:, None, None, None].repeat(1, channels, SIZE, SIZE), values % 10)
 
 
-def test_an_epoch_is_the_same_each_time_and_differs_from_the_next(split):
-    batches, other = (PetBatches(split, 4, [SIZE] * 3, seed=5) for _ in range(2))
-    list(batches.epoch(0))
-    images, targets = everything(batches, 1)
-    again_images, again_targets = everything(other, 1)
-    assert torch.equal(images, again_images)
-    assert torch.equal(targets, again_targets)
-    assert not torch.equal(images, everything(batches, 2)[0])
-    assert not torch.equal(images, everything(PetBatches(split, 4, [SIZE] * 3, seed=6), 1)[0])
+SETS = [
+    (pets, data.pet_augmentation, [SIZE] * 6),
+    (labelled, data.digit_augmentation, ()),
+    (lambda count: labelled(count, 3), data.picture_augmentation, ()),
+]
 
 
-def test_each_image_comes_at_most_once(split):
-    batches = PetBatches(split, 4, [SIZE], seed=0)
-    batches.augment = albumentations.Compose([])
-    images, targets = everything(batches, 0)
-    assert len(batches) == 2
-    assert images.shape == (8, 3, SIZE, SIZE)
-    assert len(set(images[:, 0, 0, 0].tolist())) == 8
-    assert targets.dtype == torch.bool
+def everything(batches, number=0):
+    return [torch.cat(parts) for parts in zip(*batches.epoch(number))]
 
 
-def test_image_and_mask_move_together(split):
-    images, targets = everything(PetBatches(split, 10, [SIZE] * 5, seed=0), 3)
+@pytest.mark.parametrize(("split", "augment", "sizes"), SETS)
+@given(count=st.integers(1, 20), batch_size=st.integers(1, 5), seed=st.integers(0, 2**31), number=st.integers(0, 5))
+def test_an_epoch_holds_each_image_at_most_once_and_repeats(split, augment, sizes, count, batch_size, seed, number):
+    assume(batch_size <= count)
+    split = split(count)
+    for transform in (None, augment()):
+        batches, other = (Batches(split, batch_size, seed, transform, sizes) for _ in range(2))
+        next(other.epoch(0))  # what was drawn before must not matter
+        epoch, again = list(batches.epoch(number)), list(other.epoch(number))
+        assert len(epoch) == len(batches) == count // batch_size
+        for (images, targets), (same, same_targets) in zip(epoch, again):
+            assert torch.equal(images, same)
+            assert torch.equal(targets, same_targets)
+            assert images.shape == (batch_size, *split.images.shape[1:])
+            assert images.dtype == torch.uint8
+            assert targets.dtype == (torch.bool if sizes else torch.int64)
+    images, targets = everything(Batches(split, batch_size, seed, None, sizes), number)
+    values = images[:, 0, 0, 0].long()
+    assert len(values.unique()) == len(values) == count // batch_size * batch_size
+    assert torch.equal(targets, images[:, :1] >= 200 if sizes else values % 10)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + number))
+    assert torch.equal(values, order[: len(values)])
+
+
+@pytest.mark.parametrize(("split", "augment", "sizes"), SETS)
+def test_epochs_and_seeds_differ(split, augment, sizes):
+    split = split(10)
+    first, second = (everything(Batches(split, 4, 5, augment(), sizes), number)[0] for number in (1, 2))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, everything(Batches(split, 4, 6, augment(), sizes), 1)[0])
+
+
+def test_image_and_mask_move_together():
+    images, targets = everything(Batches(pets(), 10, 0, data.pet_augmentation()), 3)
     bright = images.float().mean(1, keepdim=True) > 110
     assert (bright == targets).float().mean() > 0.95  # interpolation may differ on the edge
     assert len({target.numpy().tobytes() for target in targets}) > 3, "nothing moved"
 
 
-def test_progressive_sizes(split):
-    batches = PetBatches(split, 5, [8, SIZE], seed=0)
-    assert [everything(batches, epoch)[0].shape[-1] for epoch in (0, 1)] == [8, SIZE]
+def test_progressive_sizes():
+    for augment in (None, data.pet_augmentation()):
+        batches = Batches(pets(), 5, 0, augment, [8, SIZE])
+        for number, size in enumerate((8, SIZE)):
+            images, targets = everything(batches, number)
+            assert images.shape[2:] == targets.shape[2:] == (size, size)
 
 
-@pytest.mark.parametrize("batch_size", [0, 11])
-def test_impossible_batch_size(split, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size={batch_size}: must be from 1 to 10"):
-        PetBatches(split, batch_size, [SIZE], seed=0)
+def test_augmentation_moves_digits_and_keeps_their_form():
+    split = load_digits("stand-in", None).validation
+    before, after = (everything(Batches(split, 200, 7, augment)) for augment in (None, data.digit_augmentation()))
+    assert torch.equal(before[1], after[1])
+    assert not torch.equal(before[0], after[0])
+    ink = after[0].flatten(1).sum(1) / before[0].flatten(1).sum(1)
+    assert 0.5 < ink.min() < ink.max() < 1.6
+
+
+def test_pictures_are_mirrored_and_shifted_by_whole_pixels():
+    split = load_pictures("stand-in", None).validation
+    before, after = (everything(Batches(split, 32, 7, augment))[0] for augment in (None, data.picture_augmentation()))
+    assert not torch.equal(before, after)
+    for source, moved in zip(before[:8], after[:8]):
+        core = moved[:, 8:24, 8:24]
+        places = [(down, right) for down in range(5, 12) for right in range(5, 12)]
+        views = [view[:, y : y + 16, x : x + 16] for view in (source, source.flip(2)) for y, x in places]
+        assert any(torch.equal(core, view) for view in views)
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_augmentation_keeps_shapes_and_the_values_of_a_trimap(height, width):
+    rng = np.random.default_rng(0)
+    image, trimap = rng.integers(0, 256, (height, width, 3), np.uint8), rng.integers(1, 4, (height, width), np.uint8)
+    pair = data.pet_augmentation()(image=image, mask=trimap)
+    assert pair["image"].shape == image.shape
+    assert set(np.unique(pair["mask"])) <= set(np.unique(trimap))
+    for augment in (data.digit_augmentation(), data.picture_augmentation()):
+        assert augment(image=image)["image"].shape == image.shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"batch_size": size}, f"batch_size={size}: must be from 1 to 10") for size in (0, 11, 2.5, None)]
+    + [({"seed": seed}, f"seed={seed}: must be an integer of 0 or more") for seed in (-1, 0.5, True, None)]
+    + [({"sizes": [16, size]}, rf"sizes\[1\]={size}: must be an integer of 1") for size in (0, -1, 2.5, None)]
+    + [({"split": labelled()._replace(targets=targets)}, "expected") for targets in (torch.arange(9), torch.ones(10))]
+    + [({"split": labelled()._replace(targets=torch.arange(1, 11))}, "expected 0 to 9")],
+)
+def test_batches_refuse_what_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Batches(**{"split": labelled(), "batch_size": 2, "seed": 0} | changes)
+
+
+# --- Values -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.sampled_from([torch.float32, torch.int64, torch.bool]))
+def test_only_bytes_are_scaled(kind):
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    for scale, expected in ((data.normalise, [-2, -1.2, 2]), (data.to_unit, [0, 0.2, 1])):
+        assert scale(images).flatten().tolist() == pytest.approx(expected)
+        assert scale(images.expand(2, 3, 4, 3)).is_contiguous(memory_format=torch.channels_last)
+        for wrong in (images.to(kind), images[0]):
+            with pytest.raises(ValueError, match=r"expected torch.uint8 \(N, C, H, W\)"):
+                scale(wrong)
+
+
+@given(st.lists(st.integers(0, 9), max_size=50))
+def test_a_wrong_label_is_never_the_right_one(labels):
+    labels = torch.tensor(labels, dtype=torch.int64)
+    wrong = data.draw_wrong_labels(labels)
+    assert (wrong != labels).all()
+    assert ((wrong >= 0) & (wrong <= 9)).all()
+
+
+def test_wrong_labels_are_equally_likely_and_checked():
+    drawn = data.draw_wrong_labels(torch.full((9000,), 4), torch.Generator().manual_seed(0)).bincount(minlength=10)
+    assert drawn[4] == 0
+    assert drawn[drawn > 0].tolist() == pytest.approx([1000] * 9, abs=150)
+    for bad in (torch.tensor([-1]), torch.tensor([10]), torch.tensor([1.0]), torch.tensor([[1]])):
+        with pytest.raises(ValueError, match="expected"):
+            data.draw_wrong_labels(bad)

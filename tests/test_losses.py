@@ -1,6 +1,7 @@
 """Losses against values computed by hand, against independent implementations, and where they are easily wrong."""
 
-import math
+from copy import deepcopy
+from math import log, pi
 
 import pytest
 import torch
@@ -8,313 +9,229 @@ from torch import nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn import functional as F
 
+from utils import losses
 from utils.classifiers import Discriminator, add_noise, random_shift
-from utils.cvae import ConditionalVAE
+from utils.cvae import ConditionalVAE, build_digit_vae
 from utils.data import Split, to_unit
-from utils.losses import (
-    EPSILON,
-    Lookalikes,
-    Teachers,
-    adversarial_loss,
-    bce_loss,
-    bernoulli_loss,
-    dice_loss,
-    elbo_terms,
-    gaussian_loss,
-    kl_loss,
-    label_following_loss,
-)
 
 
-def logit(p):
-    return math.log(p / (1 - p))
+def test_losses_of_pixels_and_codes_by_hand():
+    logits, targets = torch.tensor([[0.9, 0.2, 0.6]]).logit(), torch.tensor([[1.0, 0.0, 1.0]])
+    nats = -(log(0.9) + log(0.8) + log(0.6))
+    assert losses.bce_loss(logits, targets).item() == pytest.approx(nats / 3)
+    assert losses.bernoulli_loss(logits, targets).tolist() == pytest.approx([nats])
+    dice = 1 - (2 * (0.9 + 0.6) + 1e-5) / ((0.9 + 0.2 + 0.6) + 2 + 1e-5)
+    assert losses.dice_loss(logits, targets).item() == pytest.approx(dice, rel=1e-6)
+    density = (0.1**2 + 0.2**2 + 0.4**2) / (2 * 0.1**2) + 3 * log(0.1) + 1.5 * log(2 * pi)
+    assert losses.gaussian_loss(logits, targets, torch.tensor(0.1).log()).tolist() == pytest.approx([density], rel=1e-5)
+    mean, variance = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 4.0], [1.0, 1.0]])
+    assert losses.kl_loss(mean, variance.log()).tolist() == pytest.approx([(1 + 4 - 1 - log(4)) / 2, 0])
 
 
-def test_bce_by_hand():
-    logits = torch.tensor([logit(0.9), logit(0.2)])
-    by_hand = -(math.log(0.9) + math.log(1 - 0.2)) / 2
-    assert bce_loss(logits, torch.tensor([1.0, 0.0])).item() == pytest.approx(by_hand, rel=1e-6)
-
-
-def test_bce_against_torchs_loss_on_probabilities():
-    logits, targets = torch.randn(3, 1, 8, 8), torch.rand(3, 1, 8, 8).round()
-    torch.testing.assert_close(bce_loss(logits, targets), nn.BCELoss()(logits.sigmoid(), targets))
-
-
-def test_dice_by_hand():
-    logits = torch.tensor([logit(0.9), logit(0.2), logit(0.6)])
-    targets = torch.tensor([1.0, 0.0, 1.0])
-    by_hand = 1 - (2 * (0.9 + 0.6) + 1e-5) / ((0.9 + 0.2 + 0.6) + 2 + 1e-5)
-    assert dice_loss(logits, targets).item() == pytest.approx(by_hand, rel=1e-6)
-
-
-@pytest.mark.parametrize("scale", [0.1, 1, 10])
-def test_dice_against_the_assignments_formula_in_float64(scale):
-    logits, targets = scale * torch.randn(4, 1, 16, 16), torch.rand(4, 1, 16, 16).round()
-    p, t = logits.double().sigmoid().flatten(), targets.double().flatten()
-    formula = 1 - (2 * (p * t).sum() + EPSILON) / (p.sum() + t.sum() + EPSILON)
-    assert dice_loss(logits, targets).item() == pytest.approx(formula.item(), rel=1e-5, abs=1e-7)
+@pytest.mark.parametrize("scale", [0.1, 1, 3])
+def test_values_and_gradients_against_torch_in_float64(scale):
+    logits, targets = (scale * torch.randn(4, 64)).requires_grad_(), torch.rand(4, 64).round()
+    wide, t = logits.detach().double().requires_grad_(), targets.double()
+    p, deviation = wide.sigmoid(), torch.tensor(0.2)
+    dice = 1 - (2 * (p * t).sum() + losses.EPSILON) / (p.sum() + t.sum() + losses.EPSILON)
+    for value, expected in (
+        (losses.bce_loss(logits, targets), nn.BCELoss()(p, t)),
+        (losses.dice_loss(logits, targets), dice),
+        (losses.bernoulli_loss(logits, targets), -Bernoulli(logits=wide).log_prob(t).sum(1)),
+        (losses.gaussian_loss(logits, targets, deviation.log()), -Normal(p, deviation).log_prob(t).sum(1)),
+        (losses.kl_loss(logits, targets), kl_divergence(Normal(wide, (t / 2).exp()), Normal(0, 1)).sum(1)),
+        (losses.kl_loss(targets, logits), kl_divergence(Normal(t, (wide / 2).exp()), Normal(0, 1)).sum(1)),
+    ):
+        both = (value, logits), (expected, wide)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+        (ours,), (theirs,) = (torch.autograd.grad(part.sum(), leaf, retain_graph=True) for part, leaf in both)
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [-100.0, -20.0, 0.0, 20.0, 100.0])
 @pytest.mark.parametrize("target", [0.0, 1.0])
-def test_dice_is_finite_and_never_negative(value, target):
+def test_dice_of_uniform_images_is_finite_and_in_range(value, target):
     logits = torch.full((2, 1, 64, 64), value, requires_grad=True)
-    loss = dice_loss(logits, torch.full((2, 1, 64, 64), target))
+    loss = losses.dice_loss(logits, torch.full((2, 1, 64, 64), target))
     loss.backward()
-    assert 0 <= loss.item() <= 1
-    assert torch.isfinite(logits.grad).all()
+    assert 0 <= loss <= (1e-6 if value == 200 * target - 100 else 1), "a perfect prediction costs nothing"
+    assert logits.grad.isfinite().all()
 
 
-def test_a_perfect_prediction_costs_nothing():
-    targets = torch.rand(2, 1, 64, 64).round()
-    assert dice_loss(200 * targets - 100, targets).item() == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("value", [20.0, -20.0])
-def test_saturated_and_wrong_still_has_a_gradient_towards_the_truth(value):
-    logits = torch.full((1, 1, 8, 8), value)
-    targets = torch.zeros_like(logits)
-    targets[..., :4] = 1
-    logits[..., :4] = -value
-    wrong = logits.clone().requires_grad_() if value > 0 else (-logits).clone().requires_grad_()
-    dice_loss(wrong, targets).backward()
-    assert (wrong.grad[targets == 1] < 0).all(), "raising these logits must lower the loss"
-    assert (wrong.grad[targets == 0] > 0).all(), "lowering these logits must lower the loss"
-
-
-def test_an_empty_mask_among_others_still_teaches():
-    logits = torch.zeros(2, 1, 8, 8, requires_grad=True)
+def test_dice_of_saturated_wrong_logits_and_of_empty_masks_still_teaches():
     targets = torch.zeros(2, 1, 8, 8)
-    targets[1] = 1
-    dice_loss(logits, targets).backward()
-    empty, full = logits.grad
-    assert (empty > 1e-4).all()
-    assert (full < -1e-4).all()
-
-
-def test_only_empty_masks_are_finite_and_push_down():
-    logits = torch.zeros(2, 1, 8, 8, requires_grad=True)
-    loss = dice_loss(logits, torch.zeros_like(logits))
+    targets[1] = 1  # the first image's mask is empty
+    for logits, least in ((20 - 40 * targets, 0), (torch.zeros_like(targets), 1e-4)):
+        losses.dice_loss(logits.requires_grad_(), targets).backward()
+        assert (logits.grad[0] > least).all(), "lowering these logits must lower the loss"
+        assert (logits.grad[1] < -least).all(), "raising these logits must lower the loss"
+    empty, logits = torch.zeros_like(targets), torch.zeros_like(targets, requires_grad=True)
+    loss = losses.dice_loss(logits, empty)
     loss.backward()
     assert loss.item() == pytest.approx(1, abs=1e-5)
     assert (logits.grad > 0).all()
 
 
-@pytest.mark.parametrize("loss", [bce_loss, dice_loss])
-def test_gradients_against_finite_differences(loss):
-    logits = torch.randn(2, 1, 3, 3, dtype=torch.float32, requires_grad=True)
-    targets = torch.rand(2, 1, 3, 3).round()
-    loss(logits, targets).backward()
-    step = torch.zeros_like(logits)
-    step[0, 0, 1, 1] = 1e-2
-    slope = (loss(logits + step, targets) - loss(logits - step, targets)) / 2e-2
-    assert logits.grad[0, 0, 1, 1].item() == pytest.approx(slope.item(), rel=2e-2)
-
-
-@pytest.mark.parametrize("loss", [bce_loss, dice_loss])
-def test_float32_under_autocast(loss):
-    logits, targets = torch.randn(2, 1, 64, 64), torch.rand(2, 1, 64, 64).round()
+@pytest.mark.parametrize("loss", [losses.bce_loss, losses.dice_loss])
+def test_pixel_losses_are_float32_under_autocast(loss):
+    logits, targets = torch.randn(2, 1, 64, 64).bfloat16(), torch.rand(2, 1, 64, 64).round()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = loss(logits.bfloat16(), targets.bfloat16())
+        low = loss(logits, targets.bfloat16())
     assert low.dtype == torch.float32
-    assert low.item() == loss(logits.bfloat16().float(), targets).item(), "computed in float32, not rounded to it"
-
-
-@pytest.mark.parametrize("loss", [bce_loss, dice_loss])
-def test_shapes_are_not_broadcast(loss):
-    with pytest.raises(ValueError, match=r"logits have shape \(2, 1, 4, 4\), targets \(2, 4, 4\)"):
-        loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
-
-
-# --- The two parts of the ELBO ----------------------------------------------------------------------------------------
-
-
-def test_gaussian_by_hand():
-    logits, images = torch.zeros(1, 1, 1, 2), torch.tensor([[[[0.7, 0.4]]]])  # means 0.5: errors 0.2 and 0.1
-    by_hand = (0.2**2 + 0.1**2) / (2 * 0.1**2) + 2 * math.log(0.1) + math.log(2 * math.pi)
-    assert gaussian_loss(logits, images, torch.tensor(0.1).log()).item() == pytest.approx(by_hand, rel=1e-5)
-
-
-def test_gaussian_against_torchs_distribution():
-    logits, images = torch.randn(5, 3, 8, 8), torch.rand(5, 3, 8, 8)
-    log_deviation = torch.tensor(-1.7)
-    expected = -Normal(logits.sigmoid(), log_deviation.exp()).log_prob(images).flatten(1).sum(1)
-    torch.testing.assert_close(gaussian_loss(logits, images, log_deviation), expected)
-
-
-def test_the_best_deviation_of_a_gaussian_is_the_root_mean_square_error():
-    logits, images = torch.randn(4, 3, 8, 8), torch.rand(4, 3, 8, 8)
-    log_deviation = (logits.sigmoid() - images).square().mean().sqrt().log().requires_grad_()
-    gaussian_loss(logits, images, log_deviation).sum().backward()
-    assert log_deviation.grad.item() == pytest.approx(0, abs=1e-2)
-
-
-def test_bernoulli_by_hand():
-    logits = torch.tensor([[logit(0.9), logit(0.2)], [logit(0.5), logit(0.5)]])
-    images = torch.tensor([[1.0, 0.0], [0.25, 1.0]])
-    by_hand = [-math.log(0.9) - math.log(0.8), 2 * math.log(2)]
-    assert bernoulli_loss(logits, images).tolist() == pytest.approx(by_hand, rel=1e-6)
-
-
-def test_bernoulli_against_torchs_distribution():
-    logits, images = torch.randn(3, 1, 8, 8), torch.rand(3, 1, 8, 8).round()
-    expected = -Bernoulli(logits=logits).log_prob(images).sum((1, 2, 3))
-    torch.testing.assert_close(bernoulli_loss(logits, images), expected)
+    assert low.item() == loss(logits.float(), targets).item(), "computed in float32, not rounded to it"
 
 
 def test_a_grey_image_costs_what_its_random_black_and_white_draws_cost_on_average():
     logits, image = torch.randn(1, 1, 4, 4), torch.rand(1, 1, 4, 4)
     draws = torch.bernoulli(image.expand(20_000, -1, -1, -1))
-    average = bernoulli_loss(logits.expand_as(draws), draws).mean().item()
-    assert bernoulli_loss(logits, image).item() == pytest.approx(average, rel=0.01)
+    average = losses.bernoulli_loss(logits.expand_as(draws), draws).mean().item()
+    assert losses.bernoulli_loss(logits, image).item() == pytest.approx(average, rel=0.01)
 
 
-def test_kl_by_hand():
-    mean, variance = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 4.0], [1.0, 1.0]])
-    by_hand = [(1 + 4 - 1 - math.log(4)) / 2, 0]
-    assert kl_loss(mean, variance.log()).tolist() == pytest.approx(by_hand)
-
-
-def test_kl_against_torchs_distributions():
-    mean, log_variance = torch.randn(5, 7), torch.randn(5, 7)
-    expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0, 1)).sum(1)
-    torch.testing.assert_close(kl_loss(mean, log_variance), expected)
-
-
-def test_kl_by_monte_carlo():
-    mean, log_variance = torch.tensor([[0.5, -1.0]]), torch.tensor([[-1.0, 0.3]])
-    q, p = Normal(mean, (log_variance / 2).exp()), Normal(0, 1)
-    z = q.sample((200_000,))
-    estimate = (q.log_prob(z) - p.log_prob(z)).sum(-1).mean().item()
-    assert kl_loss(mean, log_variance).item() == pytest.approx(estimate, rel=0.02)
+def test_the_best_deviation_of_a_gaussian_is_the_root_mean_square_error():
+    logits, images = torch.randn(4, 3, 8, 8), torch.rand(4, 3, 8, 8)
+    log_deviation = (logits.sigmoid() - images).square().mean().sqrt().log().requires_grad_()
+    losses.gaussian_loss(logits, images, log_deviation).sum().backward()
+    assert log_deviation.grad.item() == pytest.approx(0, abs=1e-2)
 
 
 def test_kl_is_smallest_at_mean_0_and_deviation_1_and_never_negative():
-    mean, log_variance = torch.zeros(1, 4, requires_grad=True), torch.zeros(1, 4, requires_grad=True)
-    kl_loss(mean, log_variance).sum().backward()
-    assert not mean.grad.any()
-    assert not log_variance.grad.any()
-    assert (kl_loss(1e-4 * torch.randn(1000, 4), 1e-4 * torch.randn(1000, 4)) >= 0).all()
+    code = torch.zeros(1, 4, requires_grad=True)
+    losses.kl_loss(code, code).sum().backward()
+    assert not code.grad.any()
+    assert (losses.kl_loss(1e-4 * torch.randn(1000, 4), 1e-4 * torch.randn(1000, 4)) >= 0).all()
 
 
-def test_the_parts_of_the_elbo_refuse_broadcasting():
-    with pytest.raises(ValueError, match=r"logits have shape \(2, 1, 4, 4\), images \(2, 4, 4\)"):
-        bernoulli_loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
-    with pytest.raises(ValueError, match=r"means have shape \(2, 4\), log_variances \(1, 4\)"):
-        kl_loss(torch.zeros(2, 4), torch.zeros(1, 4))
+def test_the_terms_of_the_elbo_are_the_losses_averaged_over_images():
+    model, images, labels = build_digit_vae(6, 4, "both"), torch.rand(6, 1, 28, 28), torch.arange(6)
+    torch.manual_seed(1)
+    terms = losses.elbo_terms(model, images, labels)
+    torch.manual_seed(1)
+    logits, mean, log_variance = model(images, labels)
+    pixels = nn.BCEWithLogitsLoss(reduction="sum")(logits, images)
+    assert terms["reconstruction"].item() == pytest.approx(pixels.item() / 6, rel=1e-5)
+    assert terms["kl"].item() == pytest.approx(losses.kl_loss(mean, log_variance).sum().item() / 6, rel=1e-5)
+    assert terms["negative_elbo"] == terms["reconstruction"] + terms["kl"]
 
 
-# --- The discriminator's loss, lookalikes, and the loss of the label-following model of photographs -------------------
+# --- Classifiers, and what they teach ---------------------------------------------------------------------------------
 
 
-class Mean(nn.Module):
-    """Scores an image by a multiple of its mean."""
+def test_classifier_loss_with_smoothing_and_noise():
+    classifier, labels = nn.Sequential(nn.Flatten(), nn.Linear(4, 10)), torch.tensor([1, 5, 9])
+    batch = torch.randint(0, 256, (3, 1, 2, 2), dtype=torch.uint8), labels
+    log_shares = classifier(batch[0] / 255).log_softmax(1)
+    right, all_classes = log_shares[range(3), labels].mean(), log_shares.mean()
+    for smoothing in (0.0, 0.1):
+        loss = losses.classifier_loss(classifier, batch, smoothing=smoothing)["loss"]
+        torch.testing.assert_close(loss, -(1 - smoothing) * right - smoothing * all_classes)
+    assert losses.classifier_loss(classifier, batch, noise=0.5)["loss"] != -right
+    nn.init.zeros_(classifier[1].weight)
+    nn.init.zeros_(classifier[1].bias)
+    assert losses.classifier_loss(classifier, batch)["loss"].item() == pytest.approx(log(10)), "by hand"
+
+
+def test_the_guide_moves_the_model_and_not_itself():
+    model, images, labels = build_digit_vae(6, 4, "both"), torch.rand(5, 1, 28, 28), torch.arange(5)
+    guide = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False)
+    torch.manual_seed(1)
+    loss = losses.guide_loss(model, guide, images, labels)
+    loss.backward()
+    assert all(parameter.grad.any() for parameter in model.parameters())
+    assert guide[1].weight.grad is None
+    torch.manual_seed(1)
+    by_hand = -guide(model(images, labels)[0].sigmoid()).softmax(1)[range(5), labels].log().mean()
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+class Scorer(nn.Module):
+    """Scores an image by a weighted sum, and keeps what it was shown."""
 
     def __init__(self):
         super().__init__()
-        self.slope = nn.Parameter(torch.tensor(3.0))
+        self.weights = nn.Parameter(torch.randn(1, 4, 4))
 
     def forward(self, images, labels):
-        return self.slope * images.mean((1, 2, 3)) + 0 * labels
+        self.shown = images.detach()
+        return (self.weights * images).sum((1, 2, 3)) + 0 * labels
 
 
-def test_one_backward_pass_gives_the_gradients_of_two_losses():
-    torch.manual_seed(0)
-    made, real, labels = torch.rand(4, 1, 2, 2, requires_grad=True), torch.rand(5, 1, 2, 2), torch.arange(5)
-    judge = Mean()
-    loss = adversarial_loss(judge, (made, labels[:4]), (real, labels), noise=0.0, weight=7.0)
+def test_one_backward_pass_gives_the_gradients_of_both_losses_on_shifted_noisy_images():
+    made, real, labels = torch.rand(4, 1, 4, 4, requires_grad=True), torch.rand(5, 1, 4, 4), torch.arange(5)
+    scorer, copy = Scorer(), made.detach().requires_grad_()
+    twin = deepcopy(scorer)
+    torch.manual_seed(1)
+    loss = losses.adversarial_loss(scorer, (made, labels[:4]), (real, labels), noise=0.5, weight=7.0)
     (loss + made.sum()).backward()  # the other loss's gradient must come through as it is
 
-    twin, copy = Mean(), made.detach().requires_grad_()
-    its_loss = F.softplus(twin(copy, labels[:4])).mean() + F.softplus(-twin(real, labels)).mean()
-    assert loss.item() == pytest.approx(its_loss.item())
-    (slope,) = torch.autograd.grad(its_loss, [twin.slope], retain_graph=True)
-    makers = 7.0 * F.softplus(-twin(copy, labels[:4])).mean() + copy.sum()
-    (expected,) = torch.autograd.grad(makers, [copy])
-    torch.testing.assert_close(judge.slope.grad, slope)
-    torch.testing.assert_close(made.grad, expected)
-
-
-def test_images_are_shifted_and_noisy_on_their_way_in_made_and_real_alike(monkeypatch):
-    seen = []
-
-    class Blind(Mean):
-        def forward(self, images, labels):
-            seen.append(images.detach())
-            return super().forward(0 * images, labels)
-
-    made, real, labels = torch.rand(2, 1, 2, 2), torch.rand(3, 1, 2, 2), torch.arange(3)
-    made.requires_grad_()
-    torch.manual_seed(0)
-    loss = adversarial_loss(Blind(), (made, labels[:2]), (real, labels), noise=0.5, weight=1.0)
-    torch.manual_seed(0)
-    assert torch.equal(seen[0], add_noise(random_shift(torch.cat([made.detach(), real]), 3), 0.5))
-    assert loss.item() == pytest.approx(2 * torch.tensor(2.0).log().item())
+    torch.manual_seed(1)
+    scores = twin(
+        add_noise(random_shift(torch.cat([copy, real]), losses.REACH), 0.5), labels[[0, 1, 2, 3, 0, 1, 2, 3, 4]]
+    )
+    assert torch.equal(scorer.shown, twin.shown)
+    expected = F.softplus(scores[:4]).mean() + F.softplus(-scores[4:]).mean()
+    torch.testing.assert_close(loss, expected)
+    (of_weights,) = torch.autograd.grad(expected, [twin.weights], retain_graph=True)
+    (of_made,) = torch.autograd.grad(7.0 * F.softplus(-scores[:4]).mean() + copy.sum(), [copy])
+    torch.testing.assert_close(scorer.weights.grad, of_weights)
+    torch.testing.assert_close(made.grad, of_made)
+    nn.init.zeros_(scorer.weights)
+    undecided = losses.adversarial_loss(scorer, (made, labels[:4]), (real, labels), noise=0.0, weight=1.0)
+    assert undecided.item() == pytest.approx(2 * log(2)), "by hand"
 
 
 def test_lookalikes_are_of_the_class_asked_for_and_nearest_in_layout():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (60, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    split = Split(images, torch.arange(60) % 10)
-    lookalikes = Lookalikes(split)
-    assert torch.equal(lookalikes.find(images, split.targets), images)  # nobody is more alike than oneself
+    images, labels = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8), torch.arange(60) % 10
+    lookalikes = losses.Lookalikes(Split(images, labels))
+    assert torch.equal(lookalikes.find(images, labels), images)  # nobody is more alike than oneself
     found = lookalikes.find(images[:7], torch.full((7,), 4))
     blocks = images.double().unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(1)
     for one, mine in zip(found, blocks):
-        of_class = [index for index in range(60) if index % 10 == 4]
-        nearest = min(of_class, key=lambda index: (blocks[index] - mine).square().sum().item())
+        nearest = min(range(4, 60, 10), key=lambda index: (blocks[index] - mine).square().sum().item())
         assert torch.equal(one, images[nearest])
-
-
-def test_layout_by_hand():
     image = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
-    image[..., :8, 8:] = 255
-    image[..., 8:, :4] = 51
-    assert Lookalikes.layout(image).tolist() == [pytest.approx([0, 1, 0.1, 0])]
+    image[..., :8, 8:], image[..., 8:, :4] = 255, 51
+    assert losses.Lookalikes.layout(image).tolist() == [pytest.approx([0, 1, 0.1, 0])], "by hand"
 
 
-NONE = {"guide": 0.0, "discriminator": 0.0, "lookalike": 0.0}
-
-
-def setting():
-    """Two small networks, a guide, and a batch of 16 pictures among which lookalikes are found."""
+def setting(count=16):
+    """Two small networks, what teaches them, and pictures among which lookalikes are found."""
     torch.manual_seed(0)
     vae = ConditionalVAE((3, 32, 32), 10, 4, 4, 3, "decoder", "gaussian")
-    models = nn.ModuleDict({"vae": vae, "discriminator": Discriminator(3, 4)})
     guide = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).requires_grad_(False)
-    batch = Split(torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), torch.arange(16) % 10)
-    return models, guide, Lookalikes(batch), batch
+    split = Split(torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), torch.arange(16) % 10)
+    models = nn.ModuleDict({"vae": vae, "discriminator": Discriminator(3, 4)})
+    return models, (split.images[:count], split.targets[:count]), losses.Teachers(guide, 0.1, losses.Lookalikes(split))
 
 
-def loss_of(weights, warmup=1.0):
-    models, guide, lookalikes, batch = setting()
+def loss_of(warmup=1.0, count=16, **weights):
+    models, batch, teachers = setting(count)
     torch.manual_seed(1)
-    return models, label_following_loss(models, batch[:2], Teachers(guide, 0.1, lookalikes), weights, warmup)
+    weights = {"guide": 0.0, "discriminator": 0.0, "lookalike": 0.0} | weights
+    return models, losses.label_following_loss(models, batch, teachers, weights, warmup)
 
 
-def test_without_further_terms_it_is_the_evidence_lower_bound():
-    models, _, _, batch = setting()
+def test_the_label_following_loss_without_further_terms_is_the_elbo():
+    models, (images, labels), _ = setting()
     torch.manual_seed(1)
-    expected = elbo_terms(models["vae"], to_unit(batch.images), batch.targets)
-    _, terms = loss_of(NONE)
-    assert terms["loss"] == expected["negative_elbo"]
-    assert set(terms) == {"loss", *expected}
-    _, terms = loss_of(NONE, warmup=0.25)
+    expected = losses.elbo_terms(models["vae"], to_unit(images), labels)
+    _, terms = loss_of()
+    assert terms == {"loss": expected["negative_elbo"], **expected}
+    _, terms = loss_of(warmup=0.25)
     assert terms["loss"].item() == pytest.approx((expected["reconstruction"] + 0.25 * expected["kl"]).item())
 
 
-@pytest.mark.parametrize(("name", "term"), [("guide", "guide"), ("lookalike", "lookalike")])
-def test_a_term_counts_by_its_weight(name, term):
-    _, terms = loss_of(NONE | {name: 3.0}, warmup=0.5)
-    expected = terms["reconstruction"] + 0.5 * terms["kl"] + 1.5 * terms[term]
+@pytest.mark.parametrize("name", ["guide", "lookalike"])
+def test_a_term_counts_by_its_weight(name):
+    _, terms = loss_of(warmup=0.5, **{name: 3.0})
+    expected = terms["reconstruction"] + 0.5 * terms["kl"] + 1.5 * terms[name]
     assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_the_discriminators_loss_trains_it_the_discriminator_and_moves_the_decoder():
+def test_its_discriminator_is_trained_and_moves_the_decoder():
     decoders = []
     for weight in (1e-6, 1e6):
-        models, terms = loss_of(NONE | {"discriminator": weight})
+        models, terms = loss_of(discriminator=weight)
         terms["loss"].backward()
         assert all(parameter.grad.any() for parameter in models["discriminator"].parameters())
         decoders.append(models["vae"].from_code[0].weight.grad)
@@ -322,17 +239,21 @@ def test_the_discriminators_loss_trains_it_the_discriminator_and_moves_the_decod
 
 
 def test_only_wrong_labels_have_lookalikes_and_the_guide_reads_right_ones_too():
-    models, guide, lookalikes, batch = setting()
+    models, (images, labels), teachers = setting()
     asked, read = [], []
-    lookalikes.find = lambda images, labels: asked.append((images, labels)) or images
-
-    def guided(images):
-        read.append(len(images))
-        return guide(images)
-
-    weights = NONE | {"guide": 1.0, "lookalike": 1.0}
-    label_following_loss(models, batch[:2], Teachers(guided, 0.0, lookalikes), weights, 1.0)
-    images, labels = asked[0]
-    assert torch.equal(images, batch.images[:4])
-    assert not (labels == batch.targets[:4]).any()
+    teachers.lookalikes.find = lambda *arguments: asked.append(arguments) or arguments[0]
+    teachers = teachers._replace(guide=lambda shown: read.append(len(shown)) or torch.zeros(len(shown), 10))
+    weights = {"guide": 1.0, "discriminator": 0.0, "lookalike": 1.0}
+    losses.label_following_loss(models, (images, labels), teachers, weights, 1.0)
+    [(sources, sent)] = asked
+    assert torch.equal(sources, images[:4])
+    assert not (sent == labels[:4]).any()
     assert read == [8]
+
+
+def test_it_takes_four_images_or_more():
+    for count in range(4, 10):
+        _, terms = loss_of(count=count, guide=1.0, discriminator=1.0, lookalike=1.0)
+        assert all(term.isfinite() for term in terms.values())
+    with pytest.raises(ValueError, match="images=3: must be an integer of 4 or more"):
+        loss_of(count=3)

@@ -17,9 +17,9 @@ from torch import nn
 from utils import results, run
 from utils.classifiers import accuracy, predict_labels
 from utils.data import load_digits, load_pets, load_pictures, to_unit
+from utils.files import DamagedFileError
 from utils.metrics import baseline_scores, evaluate_elbo, label_following, mean_colour, predict, segmentation_scores
 from utils.results import NOTEBOOKS, RESULTS, TABLES, PublishedError, load_network, load_numbers, load_weights
-from utils.storage import DamagedFileError
 from utils.training import Training
 
 ROOT = Path(__file__).parent.parent

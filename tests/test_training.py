@@ -13,8 +13,8 @@ from torch import nn
 
 from utils import losses, training
 from utils.data import Batches, Split, load_pets, normalise
+from utils.files import DamagedFileError, StorageError, load_tensors, save_tensors
 from utils.metrics import predict, segmentation_scores
-from utils.storage import DamagedFileError, StorageError, load_tensors, save_tensors
 from utils.training import CheckpointError, DivergedError, Muon, best_precision, fit, orthogonalise
 from utils.unet import build_unet
 

@@ -194,7 +194,7 @@ def random_shift(images: Tensor, reach: int) -> Tensor:
 @torch.inference_mode()
 def in_parts(function: Callable[..., Tensor], *tensors: Tensor, size: int) -> Tensor:
     """What a function makes of tensors (N, ...), `size` rows at a time, in one piece: it needs less memory."""
-    return torch.cat([function(*parts) for parts in zip(*(tensor.split(size) for tensor in tensors))])
+    return torch.cat([function(*parts) for parts in zip(*(tensor.split(size) for tensor in tensors), strict=True)])
 
 
 def predict_logits(classifier: nn.Module, images: Tensor) -> Tensor:

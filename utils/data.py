@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from utils import standins
 from utils.checks import check_bytes, check_integers, check_labels
-from utils.storage import cached
+from utils.files import cached
 
 CLASSES = 10
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -275,7 +275,7 @@ def load_digit(path: Path) -> Tensor:
     middle = [round(DIGIT / 2 - 0.5 - centre) for centre in center_of_mass(ink)]
     top, left = np.clip(middle, 0, DIGIT - np.array(ink.shape))
     image = np.zeros((1, DIGIT, DIGIT), dtype=np.uint8)
-    image[0, top : top + len(ink), left : left + ink.shape[1]] = 255 * ink / ink.max()
+    image[0, top : top + len(ink), left : left + ink.shape[1]] = 255 * (ink / ink.max())
     return torch.from_numpy(image)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from utils.classifiers import build_digit_guide, build_digit_judge, build_picture_guide, build_picture_judge
 from utils.cvae import build_digit_vae, build_picture_vae
-from utils.storage import load_tensors, save_json, save_tensors, write_atomically
+from utils.files import load_tensors, save_json, save_tensors, write_atomically
 from utils.training import Training
 from utils.unet import build_unet
 

@@ -24,8 +24,8 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import nn
 
 from utils import figures, results
+from utils.files import UNFINISHED, lock_run_dir, write_atomically
 from utils.results import NOTEBOOKS, ROOT, PublishedError
-from utils.storage import UNFINISHED, lock_run_dir, write_atomically
 from utils.training import Training, best_device, best_precision, fit
 
 UNET, MNIST, CIFAR10 = NOTEBOOKS.values()

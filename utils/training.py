@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LinearLR, OneCycleLR
 from tqdm import tqdm
 
 from utils.checks import check_integers, check_not_negative
-from utils.storage import load_tensors, save_tensors
+from utils.files import load_tensors, save_tensors
 
 SHORTEST_CYCLE = 10  # optimiser steps: with fewer, the schedule's warm-up has none
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torchvision.datasets import CIFAR10
 
 from utils.data import DataError, load_pets, load_pictures
-from utils.storage import (
+from utils.files import (
     UNFINISHED,
     DamagedFileError,
     StorageError,
@@ -221,7 +221,7 @@ def test_a_pickled_batch_that_is_not_the_official_one_is_not_unpickled(tmp_path,
 def other_run(tmp_path):
     """Another process that holds a folder."""
     program = (
-        "import sys, time; from pathlib import Path; from utils.storage import lock_run_dir\n"
+        "import sys, time; from pathlib import Path; from utils.files import lock_run_dir\n"
         "lock_run_dir(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", program, tmp_path]
@@ -245,7 +245,7 @@ def test_a_folder_in_use_is_refused_until_the_other_run_is_dead(tmp_path, other_
 
 def test_of_two_that_need_the_same_cache_one_makes_it(tmp_path):
     program = (
-        "import sys, time, torch; from pathlib import Path; from utils.storage import cached\n"
+        "import sys, time, torch; from pathlib import Path; from utils.files import cached\n"
         "def make(): print('made', flush=True); time.sleep(1); return {'x': torch.ones(2)}\n"
         "print(cached(Path(sys.argv[1]) / 'cache.pt', [1], make)['x'].tolist())"
     )
