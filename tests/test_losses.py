@@ -228,27 +228,30 @@ def test_a_term_counts_by_its_weight(name):
     assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_its_discriminator_is_trained_and_moves_the_decoder():
+def test_its_discriminator_is_trained_and_moves_the_decoder_by_its_weight():
     decoders = []
-    for weight in (1e-6, 1e6):
-        models, terms = loss_of(discriminator=weight)
-        terms["loss"].backward()
+    for weight, warmup in ((1.0, 1.0), (6.0, 0.5)):
+        models, terms = loss_of(warmup, discriminator=weight)
+        terms["discriminator"].backward()
         assert all(parameter.grad.any() for parameter in models["discriminator"].parameters())
         decoders.append(models["vae"].from_code[0].weight.grad)
-    assert not torch.allclose(*decoders, rtol=0.01)
+    torch.testing.assert_close(3 * decoders[0], decoders[1])
+    assert terms["loss"] == terms["reconstruction"] + 0.5 * terms["kl"] + terms["discriminator"]
 
 
-def test_only_wrong_labels_have_lookalikes_and_the_guide_reads_right_ones_too():
+def test_only_wrong_labels_have_lookalikes_and_the_guide_reads_right_ones_too_in_noise():
     models, (images, labels), teachers = setting()
     asked, read = [], []
     teachers.lookalikes.find = lambda *arguments: asked.append(arguments) or arguments[0]
-    teachers = teachers._replace(guide=lambda shown: read.append(len(shown)) or torch.zeros(len(shown), 10))
+    teachers = teachers._replace(noise=5.0, guide=lambda shown: read.append(shown) or torch.zeros(len(shown), 10))
     weights = {"guide": 1.0, "discriminator": 0.0, "lookalike": 1.0}
     losses.label_following_loss(models, (images, labels), teachers, weights, 1.0)
     [(sources, sent)] = asked
     assert torch.equal(sources, images[:4])
     assert not (sent == labels[:4]).any()
-    assert read == [8]
+    [shown] = read
+    assert shown.shape == (8, 3, 32, 32)
+    assert (shown < 0).any()
 
 
 def test_it_takes_four_images_or_more():

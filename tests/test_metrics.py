@@ -216,7 +216,7 @@ def test_retrieval_by_hand():
 
 def test_a_linear_probe_reads_noise_by_chance_and_the_label_for_certain():
     labels = torch.randint(10, (4000,))
-    for codes, expected in ((torch.randn(4000, 4), 0.1), (F.one_hot(labels, 10).float(), 1)):
+    for codes, expected in ((torch.randn(4000, 4), 0.1), (F.one_hot(labels, 10)[:, :9].float(), 1)):
         share = metrics.linear_probe(codes[:2000], labels[:2000], codes[2000:], labels[2000:])
         assert share == pytest.approx(expected, abs=0.04 if expected < 1 else 0)
 

@@ -156,7 +156,7 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
     recipe = {name: names[name] for name in defaults(notebook) if name not in NOT_RECIPE}
     about = (names[name] for name in ("dataset", "pretrained", "seed"))
     run = Run(part, *about, lock_run_dir(Path(names["run_dir"])), recipe, best_device())
-    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75})  # PNG would outgrow GitHub's limit
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 65})  # PNG would outgrow GitHub's limit
     plt.rcParams["figure.dpi"] = 72
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     print(f"{versions}, {run.device.type}, {best_precision(run.device)}\ndata set: {run.dataset}")
