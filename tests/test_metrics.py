@@ -91,18 +91,18 @@ def test_the_interval_of_a_difference_of_iou_by_hand_and_by_theory():
 class Known(nn.Module):
     """Images whose first row holds the label, one-hot, and whose other rows are the style: codes are read off them."""
 
-    def __init__(self, keeps_style, follows):
+    def __init__(self, keeps_style, follows, label_in_code=0):
         super().__init__()
-        self.keeps_style, self.follows = keeps_style, follows
+        self.keeps_style, self.follows, self.label_in_code = keeps_style, follows, label_in_code
 
     def encode(self, images, labels):
         code = images.clone()
         code[:, :, 0] *= 1 - self.follows
         code[:, :, 1:] *= self.keeps_style
-        return code.flatten(1), None
+        return code.flatten(1) + self.label_in_code * labels[:, None], None
 
     def decode(self, codes, labels):
-        images = codes.view(-1, 1, 10, 10).clone()
+        images = (codes - self.label_in_code * labels[:, None]).view(-1, 1, 10, 10)
         if self.follows:
             images[:, 0, 0] = F.one_hot(labels, 10).float()
         return torch.logit(images, eps=1e-6)
@@ -145,9 +145,12 @@ def measure(model):
     return metrics.label_following(model, FirstRow(0), images, labels, attributes, guide=FirstRow(1))
 
 
-@pytest.mark.parametrize(("keeps_style", "follows", "retrieval"), [(1, 0, 1), (0, 1, 0.01), (1, 1, 1)])
-def test_models_whose_measures_are_known(keeps_style, follows, retrieval):
-    measured = measure(Known(keeps_style, follows))
+@pytest.mark.parametrize(
+    ("keeps_style", "follows", "label_in_code", "retrieval"),
+    [(1, 0, 0, 1), (0, 1, 0, 0.01), (1, 1, 0, 1), (1, 1, 5, 1)],
+)
+def test_models_whose_measures_are_known(keeps_style, follows, label_in_code, retrieval):
+    measured = measure(Known(keeps_style, follows, label_in_code))
     correlations = [measured.pop(f"{name}_correlation") for name in ("brightness", "both")]
     if keeps_style:
         assert correlations == pytest.approx([1, 1], abs=1e-3)

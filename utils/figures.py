@@ -78,7 +78,7 @@ def show_image(ax: Axes, image: Tensor) -> None:
 
 def plot_tiles(rows: list[list[tuple]], headers: Sequence[str], title: str, dataset: str) -> Figure:
     """Rows of pictures: an image (C, H, W), the masks (H, W) to paint on it, by colour, and a caption for each."""
-    size = (2.1 * len(rows[0]), 2.1 * len(rows) + 0.6)
+    size = (1.8 * len(rows[0]), 1.95 * len(rows) + 0.6)
     figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=size, layout="constrained", squeeze=False)
     for ax, (image, masks, caption) in zip(axes.flat, chain(*rows)):
         show_image(ax, image)
