@@ -146,11 +146,11 @@ STROKES = (  # of each digit, 2 high, y down
 )
 DISC, SQUARE, BAR = arc((1, 1)), polygon(4, (1.25, 1.25)), polygon(4, (0.42, 1.4))
 STAR = polygon(10, (1.2, 1.2), angle=18) * np.tile([0.4, 1], 5)[:, None]
-CROSS = np.vstack([turn([(-0.3, -1.15), (0.3, -1.15), (0.3, -0.3)], angle) for angle in (0, 90, 180, 270)])
+CROSS = np.vstack([turn([(-0.23, -1.15), (0.23, -1.15), (0.23, -0.23)], angle) for angle in (0, 90, 180, 270)])
 MOON = np.vstack([arc((1.2, 1.2), (0.6, 0), 90, 270), arc((0.42, 1.2), (0.6, 0), 270, 90)])
 # The outlines of each shape, about 1 from the origin; one within another is a hole.
 OUTLINES = {"disc": [DISC], "ring": [DISC, 0.55 * DISC], "frame": [SQUARE, 0.6 * SQUARE], "star": [STAR]}
 OUTLINES |= {"triangle": [polygon(3, (1.2, 1.2), (0, 0.2))], "cross": [CROSS], "bar": [BAR], "moon": [MOON]}
-OUTLINES |= {"stripes": [turn(BAR * (0.8, 1) + (x, 0), 90) for x in (-0.55, 0.55)]}
-OUTLINES |= {"checks": [0.6 * SQUARE - 0.53, 0.6 * SQUARE + 0.53]}
+OUTLINES |= {"stripes": [turn(BAR * (0.4, 1) + (x, 0), 90) for x in (-0.7, 0, 0.7)]}
+OUTLINES |= {"checks": [0.5 * SQUARE - 0.45, 0.5 * SQUARE + 0.45]}
 SHAPES = tuple(OUTLINES)
