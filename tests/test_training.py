@@ -348,6 +348,13 @@ def test_singular_values_become_nearly_one_and_the_vectors_stay():
         torch.testing.assert_close(result, result.diagonal().diag(), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(rows, columns) for rows in (2, 3, 9) for columns in (1, 2, 12)])
+def test_singular_values_of_any_matrix_are_at_most_about_one(shape):
+    matrix = orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    assert matrix.shape == shape
+    assert torch.linalg.svdvals(matrix).max() < 1.3
+
+
 def test_one_iteration_after_the_other_by_hand():
     """Of a single singular value only the sum of the coefficients counts: x -> a x + b x^3 + c x^5 from x = 1."""
     x = 1.0
@@ -395,6 +402,13 @@ def test_decay_by_hand_and_what_has_no_gradient_stays():
     optimiser.step()
     assert weight.item() == pytest.approx(2 * (1 - 0.5 * 0.2) - 0.5)
     assert still.item() == 5
+
+
+@pytest.mark.parametrize("wrong", [-1e-9, math.nan, math.inf, "1", None])
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay"])
+def test_rates_that_are_none_are_refused(name, wrong):
+    with pytest.raises(ValueError, match=f"{name}=.*: must be a number of 0 or more"):
+        Muon([nn.Parameter(torch.ones(2))], **({"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0} | {name: wrong}))
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
