@@ -1,9 +1,27 @@
-"""Files in the forms in which the real data sets come, for tests and benchmarks."""
+"""Files in the forms in which the real data sets come, and what the notebooks define, for tests and benchmarks."""
 
+import ast
+import json
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+
+
+def definitions(notebook: str) -> SimpleNamespace:
+    """The functions and classes that the cells of a notebook define; nothing else of it is run."""
+    cells, names = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"], {}
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        for node in ast.parse("".join(cell["source"])).body:
+            if isinstance(node, DEFINITIONS) or "namedtuple(" in ast.unparse(node):
+                with suppress(NameError):  # a default value from a cell that is not run
+                    exec(compile(ast.Module([node], []), notebook, "exec"), names)
+    return SimpleNamespace(**names)
 
 
 def write_image(path: Path, array: np.ndarray) -> None:

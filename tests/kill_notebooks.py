@@ -178,7 +178,7 @@ def write_data(folder: Path) -> None:
         for array, kind in zip(standins.digits(count, seed), ("images-idx3", "labels-idx1")):
             (raw / f"{split}-{kind}-ubyte").write_bytes(idx(array))
     for split, count, seed in [("train", 1500, 0), ("test", 100, 1)]:
-        for i, (image, label) in enumerate(zip(*standins.shapes(count, seed))):
+        for i, (image, label) in enumerate(zip(*standins.letters(count, seed))):
             write_image(folder / "cifar10" / split / CIFAR10_CLASSES[label] / f"{i}.png", image)
 
 

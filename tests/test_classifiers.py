@@ -5,9 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.files import definitions
 from utils import classifiers
-from utils.data import Batches, digit_augmentation, load_digits, to_unit
+from utils.data import Batches, load_digits, to_unit
 from utils.losses import classifier_loss
+from utils.results import NOTEBOOKS
+
+_, MNIST, CIFAR10 = map(definitions, NOTEBOOKS.values())
 
 
 def test_judge_and_guide_give_ten_logits_learn_and_differ():
@@ -27,7 +31,7 @@ def test_judge_and_guide_give_ten_logits_learn_and_differ():
 
 def test_a_judge_learns_to_read_and_is_measured_right():
     digits = load_digits("stand-in", None).validation
-    judge, batches = classifiers.build_digit_judge(), Batches(digits, 20, seed=0, augment=digit_augmentation())
+    judge, batches = classifiers.build_digit_judge(), Batches(digits, 20, seed=0, augment=MNIST.digit_augmentation())
     assert classifiers.accuracy(judge, digits) < 0.3
     optimiser = torch.optim.AdamW(judge.train().parameters(), 3e-3)
     for batch in (batch for epoch in range(8) for batch in batches.epoch(epoch)):
@@ -73,7 +77,7 @@ def test_whitened_patches_are_uncorrelated_and_the_filters_stay():
     """The outputs' covariance, from the definition: 1 on the diagonal, 0 beside it, for each sign of the filters."""
     smooth = F.avg_pool2d(torch.rand(200, 3, 18, 18), 3, stride=1)  # neighbours are alike
     images, convolution = smooth / smooth.max(), nn.Conv2d(3, 24, 2)
-    classifiers.whiten(convolution, images)
+    CIFAR10.whiten(convolution, images)
     rows = convolution(images).detach().transpose(0, 1).flatten(1).double()  # (24, patches)
     torch.testing.assert_close(rows[12:], -rows[:12])
     assert rows.mean(1).abs().max() < 1e-3
@@ -103,7 +107,7 @@ def test_images_are_shifted_and_mirrored_together():
     views = [image.roll((down, right), (2, 3)) for down in reach for right in reach]
     views, seen = views + [view.flip(3) for view in views], set()
     for _ in range(60):
-        one, other = classifiers.random_shift(image.expand(2, -1, -1, -1), 1)
+        one, other = CIFAR10.random_shift(image.expand(2, -1, -1, -1), 1)
         assert torch.equal(one, other)
         seen.add(next(i for i, view in enumerate(views) if torch.equal(one[None], view)))
     assert len(seen) > 12
@@ -111,7 +115,7 @@ def test_images_are_shifted_and_mirrored_together():
 
 def test_the_discriminators_scores_depend_on_image_and_label_and_their_slope_is_bounded():
     """Spectral normalisation: each layer's largest singular value is about 1."""
-    discriminator, images, labels = classifiers.Discriminator(3, 8), torch.rand(20, 3, 32, 32), torch.arange(20) % 10
+    discriminator, images, labels = CIFAR10.Discriminator(3, 8), torch.rand(20, 3, 32, 32), torch.arange(20) % 10
     scores = discriminator(images, labels)
     assert scores.shape == (20,)
     assert not torch.equal(scores, discriminator(images, (labels + 1) % 10))

@@ -17,9 +17,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from torchvision.datasets import OxfordIIITPet
 
-from tests.files import idx, write_image
+from tests.files import definitions, idx, write_image
 from utils import data
 from utils.data import CIFAR10_CLASSES, Batches, DataError, Split, load_digits, load_pets, load_pictures
+from utils.results import NOTEBOOKS
+
+UNET, MNIST, CIFAR10 = (definitions(notebook) for notebook in NOTEBOOKS.values())
 
 settings.register_profile("course", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("course")
@@ -157,11 +160,11 @@ def png(array):
 
 
 HTML = b"<html>404 Not Found</html>" * 100
-PETS, MNIST, CIFAR = ROOTS.values()
-IMAGES, TRIMAPS = f"{PETS}/images", f"{PETS}/annotations/trimaps"
+PETS_ROOT, MNIST_ROOT, CIFAR_ROOT = ROOTS.values()
+IMAGES, TRIMAPS = f"{PETS_ROOT}/images", f"{PETS_ROOT}/annotations/trimaps"
 DAMAGES = [  # set, file, what becomes of its bytes (None: it is deleted), message
-    ("oxford-iiit-pet", f"{PETS}/annotations", None, "trainval.txt is missing"),
-    ("oxford-iiit-pet", f"{PETS}/annotations/test.txt", lambda _: b"\n", "test.txt is empty"),
+    ("oxford-iiit-pet", f"{PETS_ROOT}/annotations", None, "trainval.txt is missing"),
+    ("oxford-iiit-pet", f"{PETS_ROOT}/annotations/test.txt", lambda _: b"\n", "test.txt is empty"),
     ("oxford-iiit-pet", f"{IMAGES}/Breed_trainval_3.jpg", None, "Breed_trainval_3.jpg is missing"),
     ("oxford-iiit-pet", f"{TRIMAPS}/Breed_test_5.png", None, "Breed_test_5.png is missing"),
     ("oxford-iiit-pet", f"{IMAGES}/Breed_test_1.jpg", lambda _: b"", "Breed_test_1.jpg is empty"),
@@ -176,28 +179,33 @@ DAMAGES = [  # set, file, what becomes of its bytes (None: it is deleted), messa
         *("oxford-iiit-pet", f"{TRIMAPS}/Breed_test_4.png", lambda _: png(np.ones((20, 20), np.uint8))),
         r"Breed_test_4.png is \(20, 20\), its image \(20, 24\)",
     ),
-    ("cifar10", f"{CIFAR}/test/dog", None, "test holds 2 airplane, .* 0 dog, .*; each class must have as many"),
-    ("cifar10", f"{CIFAR}/train/ship/0001.png", None, "train holds 4 airplane, .* 3 ship, 4 truck; each class"),
-    ("cifar10", f"{CIFAR}/train", None, "train holds 0 airplane, "),
-    ("cifar10", f"{CIFAR}/test/frog/0001.png", lambda b: b[:60], "frog/0001.png cannot be read"),
-    ("cifar10", f"{CIFAR}/test/frog/0001.png", lambda _: HTML, "frog/0001.png cannot be read"),
-    ("cifar10", f"{CIFAR}/test/frog/0001.png", lambda _: b"", "frog/0001.png is empty"),
+    ("cifar10", f"{CIFAR_ROOT}/test/dog", None, "test holds 2 airplane, .* 0 dog, .*; each class must have as many"),
+    ("cifar10", f"{CIFAR_ROOT}/train/ship/0001.png", None, "train holds 4 airplane, .* 3 ship, 4 truck; each class"),
+    ("cifar10", f"{CIFAR_ROOT}/train", None, "train holds 0 airplane, "),
+    ("cifar10", f"{CIFAR_ROOT}/test/frog/0001.png", lambda b: b[:60], "frog/0001.png cannot be read"),
+    ("cifar10", f"{CIFAR_ROOT}/test/frog/0001.png", lambda _: HTML, "frog/0001.png cannot be read"),
+    ("cifar10", f"{CIFAR_ROOT}/test/frog/0001.png", lambda _: b"", "frog/0001.png is empty"),
     (
-        *("cifar10", f"{CIFAR}/train/bird/0002.png", lambda _: png(np.zeros((32, 64, 3), np.uint8))),
+        *("cifar10", f"{CIFAR_ROOT}/train/bird/0002.png", lambda _: png(np.zeros((32, 64, 3), np.uint8))),
         "bird/0002.png is 64 x 32 pixels, not 32 x 32",
     ),
-    ("mnist", f"{MNIST}/train-labels-idx1-ubyte", lambda _: idx(np.full(40, 10)), "40 labels, or others than 0 to 9"),
     (
-        *("mnist", f"{MNIST}/train-labels-idx1-ubyte", lambda _: idx(np.zeros(39))),
+        "mnist",
+        f"{MNIST_ROOT}/train-labels-idx1-ubyte",
+        lambda _: idx(np.full(40, 10)),
+        "40 labels, or others than 0 to 9",
+    ),
+    (
+        *("mnist", f"{MNIST_ROOT}/train-labels-idx1-ubyte", lambda _: idx(np.zeros(39))),
         r"hold \(40, 28, 28\) and \(39,\), not \(N, 28, 28\) and \(N,\)",
     ),
-    ("mnist", f"{MNIST}/train-images-idx3-ubyte", lambda _: idx(np.zeros((40, 32, 32))), r"hold \(40, 32, 32\)"),
+    ("mnist", f"{MNIST_ROOT}/train-images-idx3-ubyte", lambda _: idx(np.zeros((40, 32, 32))), r"hold \(40, 32, 32\)"),
 ]
 for file in (f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")):
-    DAMAGES += [("mnist", f"{MNIST}/{file}", None, f"{file} is missing")]
+    DAMAGES += [("mnist", f"{MNIST_ROOT}/{file}", None, f"{file} is missing")]
     for keep in (0, 3, 7, 12, -1):
-        DAMAGES += [("mnist", f"{MNIST}/{file}", lambda b, keep=keep: b[:keep], f"{file} is damaged")]
-    DAMAGES += [("mnist", f"{MNIST}/{file}", lambda _: HTML, f"{file} is damaged")]
+        DAMAGES += [("mnist", f"{MNIST_ROOT}/{file}", lambda b, keep=keep: b[:keep], f"{file} is damaged")]
+    DAMAGES += [("mnist", f"{MNIST_ROOT}/{file}", lambda _: HTML, f"{file} is damaged")]
 
 
 @pytest.mark.parametrize(("name", "file", "change", "message"), DAMAGES)
@@ -278,7 +286,7 @@ def test_a_mutated_picture_is_read_or_named(tmp_path_factory, form, seed):
     trimap.write_bytes(mutated(png(TRIMAP), seed + 1) if seed % 2 else png(TRIMAP))
     for read in (
         lambda: data.open_rgb(picture),
-        lambda: data.load_digit(picture),
+        lambda: MNIST.load_digit(picture),
         lambda: data.decode(SIZE, (picture, trimap)),
     ):
         try:
@@ -353,13 +361,10 @@ def test_what_is_no_image_is_named(tmp_path, monkeypatch, content, message):
         data.open_rgb(tmp_path / "image.png")
 
 
-def test_folders_and_sizes_of_photographs_that_are_none(tmp_path):
-    with pytest.raises(DataError, match="is empty"):
-        data.load_photographs(tmp_path, 32)
-    with pytest.raises(DataError, match="is no folder"):
-        data.load_photographs(tmp_path / "absent", 32)
-    with pytest.raises(ValueError, match="image_size=0: must be an integer of 1 or more"):
-        data.load_photographs(tmp_path, 0)
+def test_folders_without_photographs(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(DataError, match="is no folder that holds photographs"):
+            data.load_photographs(folder, 32)
 
 
 @pytest.mark.parametrize(("ground", "ink"), [(0, 255), (230, 20)])
@@ -369,7 +374,7 @@ def test_a_digit_takes_the_form_of_mnist(tmp_path, ground, ink, size):
     pixels = np.full((size, size + size // 3), ground, dtype=np.uint8)
     pixels[size // 10 : size // 2, size // 2 : size // 2 + size // 8] = ink
     write_image(tmp_path / "one.png", pixels)
-    image = data.load_digit(tmp_path / "one.png")
+    image = MNIST.load_digit(tmp_path / "one.png")
     assert image.dtype == torch.uint8
     assert image.shape == (1, 28, 28)
     assert (image[0].amax(1) > 0).nonzero().flatten().tolist() == list(range(4, 24)), "20 rows, in the middle"
@@ -387,7 +392,7 @@ def test_any_grey_picture_is_a_digit_or_told(tmp_path_factory, grey):
         write_image(path, pixels)
         if np.ptp(pixels):
             try:
-                image = data.load_digit(path)
+                image = MNIST.load_digit(path)
             except DataError as error:
                 assert "all of one brightness" in str(error)  # noqa: PT017
             else:
@@ -395,7 +400,7 @@ def test_any_grey_picture_is_a_digit_or_told(tmp_path_factory, grey):
                 assert image.max() == 255
         else:
             with pytest.raises(DataError, match=r"digit\.png is all of one brightness"):
-                data.load_digit(path)
+                MNIST.load_digit(path)
 
 
 # --- Batches ----------------------------------------------------------------------------------------------------------
@@ -415,9 +420,9 @@ def labelled(count=10, channels=1):
 
 
 SETS = [
-    (pets, data.pet_augmentation, [SIZE] * 6),
-    (labelled, data.digit_augmentation, ()),
-    (lambda count: labelled(count, 3), data.picture_augmentation, ()),
+    (pets, UNET.pet_augmentation, [SIZE] * 6),
+    (labelled, MNIST.digit_augmentation, ()),
+    (lambda count: labelled(count, 3), CIFAR10.picture_augmentation, ()),
 ]
 
 
@@ -458,14 +463,14 @@ def test_epochs_and_seeds_differ(split, augment, sizes):
 
 
 def test_image_and_mask_move_together():
-    images, targets = everything(Batches(pets(), 10, 0, data.pet_augmentation()), 3)
+    images, targets = everything(Batches(pets(), 10, 0, UNET.pet_augmentation()), 3)
     bright = images.float().mean(1, keepdim=True) > 110
     assert (bright == targets).float().mean() > 0.95  # interpolation may differ on the edge
     assert len({target.numpy().tobytes() for target in targets}) > 3, "nothing moved"
 
 
 def test_progressive_sizes():
-    for augment in (None, data.pet_augmentation()):
+    for augment in (None, UNET.pet_augmentation()):
         batches = Batches(pets(), 5, 0, augment, [8, SIZE])
         for number, size in enumerate((8, SIZE)):
             images, targets = everything(batches, number)
@@ -474,7 +479,7 @@ def test_progressive_sizes():
 
 def test_augmentation_moves_digits_and_keeps_their_form():
     split = load_digits("stand-in", None).validation
-    before, after = (everything(Batches(split, 200, 7, augment)) for augment in (None, data.digit_augmentation()))
+    before, after = (everything(Batches(split, 200, 7, augment)) for augment in (None, MNIST.digit_augmentation()))
     assert torch.equal(before[1], after[1])
     assert not torch.equal(before[0], after[0])
     ink = after[0].flatten(1).sum(1) / before[0].flatten(1).sum(1)
@@ -483,7 +488,9 @@ def test_augmentation_moves_digits_and_keeps_their_form():
 
 def test_pictures_are_mirrored_and_shifted_by_whole_pixels():
     split = load_pictures("stand-in", None).validation
-    before, after = (everything(Batches(split, 32, 7, augment))[0] for augment in (None, data.picture_augmentation()))
+    before, after = (
+        everything(Batches(split, 32, 7, augment))[0] for augment in (None, CIFAR10.picture_augmentation())
+    )
     assert not torch.equal(before, after)
     for source, moved in zip(before[:8], after[:8]):
         core = moved[:, 8:24, 8:24]
@@ -496,20 +503,17 @@ def test_pictures_are_mirrored_and_shifted_by_whole_pixels():
 def test_augmentation_keeps_shapes_and_the_values_of_a_trimap(height, width):
     rng = np.random.default_rng(0)
     image, trimap = rng.integers(0, 256, (height, width, 3), np.uint8), rng.integers(1, 4, (height, width), np.uint8)
-    pair = data.pet_augmentation()(image=image, mask=trimap)
+    pair = UNET.pet_augmentation()(image=image, mask=trimap)
     assert pair["image"].shape == image.shape
     assert set(np.unique(pair["mask"])) <= set(np.unique(trimap))
-    for augment in (data.digit_augmentation(), data.picture_augmentation()):
+    for augment in (MNIST.digit_augmentation(), CIFAR10.picture_augmentation()):
         assert augment(image=image)["image"].shape == image.shape
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"batch_size": size}, f"batch_size={size}: must be from 1 to 10") for size in (0, 11, 2.5, None)]
-    + [({"seed": seed}, f"seed={seed}: must be an integer of 0 or more") for seed in (-1, 0.5, True, None)]
-    + [({"sizes": [16, size]}, rf"sizes\[1\]={size}: must be an integer of 1") for size in (0, -1, 2.5, None)]
-    + [({"split": labelled()._replace(targets=targets)}, "expected") for targets in (torch.arange(9), torch.ones(10))]
-    + [({"split": labelled()._replace(targets=torch.arange(1, 11))}, "expected 0 to 9")],
+    + [({"sizes": [16, size]}, rf"sizes\[1\]={size}: must be an integer of 1") for size in (0, -1, 2.5, None)],
 )
 def test_batches_refuse_what_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -519,15 +523,11 @@ def test_batches_refuse_what_cannot_be(changes, message):
 # --- Values -----------------------------------------------------------------------------------------------------------
 
 
-@given(st.sampled_from([torch.float32, torch.int64, torch.bool]))
-def test_only_bytes_are_scaled(kind):
+def test_bytes_are_scaled():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
     for scale, expected in ((data.normalise, [-2, -1.2, 2]), (data.to_unit, [0, 0.2, 1])):
         assert scale(images).flatten().tolist() == pytest.approx(expected)
         assert scale(images.expand(2, 3, 4, 3)).is_contiguous(memory_format=torch.channels_last)
-        for wrong in (images.to(kind), images[0]):
-            with pytest.raises(ValueError, match=r"expected torch.uint8 \(N, C, H, W\)"):
-                scale(wrong)
 
 
 @given(st.lists(st.integers(0, 9), max_size=50))
@@ -538,10 +538,7 @@ def test_a_wrong_label_is_never_the_right_one(labels):
     assert ((wrong >= 0) & (wrong <= 9)).all()
 
 
-def test_wrong_labels_are_equally_likely_and_checked():
+def test_wrong_labels_are_equally_likely():
     drawn = data.draw_wrong_labels(torch.full((9000,), 4), torch.Generator().manual_seed(0)).bincount(minlength=10)
     assert drawn[4] == 0
     assert drawn[drawn > 0].tolist() == pytest.approx([1000] * 9, abs=150)
-    for bad in (torch.tensor([-1]), torch.tensor([10]), torch.tensor([1.0]), torch.tensor([[1]])):
-        with pytest.raises(ValueError, match="expected"):
-            data.draw_wrong_labels(bad)

@@ -239,7 +239,7 @@ def test_a_folder_in_use_is_refused_until_the_other_run_is_dead(tmp_path, other_
     other_run.send_signal(signal.SIGKILL)
     other_run.wait()
     assert lock_run_dir(tmp_path) == tmp_path
-    assert lock_run_dir(str(tmp_path)) == tmp_path, "a cell that is run again"
+    assert lock_run_dir(tmp_path / "sub" / "..") == tmp_path / "sub" / "..", "a cell that is run again"
     assert not unfinished(tmp_path)
 
 

@@ -10,10 +10,14 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
+from tests.files import definitions
 from utils import metrics
 from utils.cvae import ConditionalVAE
 from utils.data import BACKGROUND, BORDER, PET, normalise
 from utils.losses import bernoulli_loss, kl_loss
+from utils.results import NOTEBOOKS
+
+UNET, MNIST, CIFAR10 = map(definitions, NOTEBOOKS.values())
 
 # --- Segmentation -----------------------------------------------------------------------------------------------------
 
@@ -52,7 +56,7 @@ def test_the_whole_set_differs_from_the_mean_of_images():
 def test_baselines_by_hand():
     train = torch.tensor([PET, PET, BACKGROUND, BACKGROUND], dtype=torch.uint8).view(1, 1, 2, 2).repeat(2, 1, 1, 1)
     test = torch.tensor([PET, BACKGROUND, BACKGROUND, BACKGROUND], dtype=torch.uint8).view(1, 1, 2, 2)
-    rows = metrics.baseline_scores(train, test)
+    rows = UNET.baseline_scores(train, test)
     assert rows["all_foreground"]["iou"] == pytest.approx(1 / 4)
     assert rows["mean_mask"]["iou"] == pytest.approx(1 / 2)
 
@@ -76,11 +80,11 @@ def test_predictions_are_the_models_sigmoid_in_evaluation_mode_and_of_two_views_
 
 def test_the_interval_of_a_difference_of_iou_by_hand_and_by_theory():
     before, after = (torch.tensor([row]).repeat(50, 1) for row in ([1, 1, 0, 0], [3, 0, 1, 0]))  # IoU 1/2 and 3/4
-    assert metrics.bootstrap_iou_difference(before, after) == pytest.approx((0.25, 0.25, 0.25))
+    assert UNET.bootstrap_iou_difference(before, after) == pytest.approx((0.25, 0.25, 0.25))
     # One pixel an image, right with probability q: IoU = q, so the difference of two models has a known deviation.
     right = (torch.rand(2, 2000) < torch.tensor([[0.6], [0.7]])).long()
     before, after = (torch.stack([r, torch.zeros_like(r), 1 - r, torch.zeros_like(r)], dim=1) for r in right)
-    difference, low, high = metrics.bootstrap_iou_difference(before, after)
+    difference, low, high = UNET.bootstrap_iou_difference(before, after)
     assert difference == pytest.approx((right[1] - right[0]).float().mean().item())
     assert high - low == pytest.approx(2 * 1.96 * ((0.6 * 0.4 + 0.7 * 0.3) / 2000) ** 0.5, rel=0.1)
 
@@ -220,7 +224,7 @@ def test_retrieval_by_hand():
 def test_a_linear_probe_reads_noise_by_chance_and_the_label_for_certain():
     labels = torch.randint(10, (4000,))
     for codes, expected in ((torch.randn(4000, 4), 0.1), (F.one_hot(labels, 10)[:, :9].float(), 1)):
-        share = metrics.linear_probe(codes[:2000], labels[:2000], codes[2000:], labels[2000:])
+        share = MNIST.linear_probe(codes[:2000], labels[:2000], codes[2000:], labels[2000:])
         assert share == pytest.approx(expected, abs=0.04 if expected < 1 else 0)
 
 
@@ -228,7 +232,7 @@ def test_linear_discriminants_show_what_the_other_directions_hide():
     labels, codes = torch.arange(600) % 3, 0.1 * torch.randn(600, 5)
     codes[:, 1:3] += torch.tensor([[0.0, 1.0], [0.9, -0.5], [-0.9, -0.5]])[labels]  # corners of a triangle
     codes[:, 0] *= 100  # large, and says nothing
-    plane = metrics.linear_discriminant_projection(codes, labels)
+    plane = MNIST.linear_discriminants(codes, labels)
     assert plane.shape == (600, 2)
     centres = torch.stack([plane[labels == label].mean(0) for label in range(3)])
     assert (torch.cdist(plane, centres).argmin(1) == labels).all()
@@ -252,18 +256,18 @@ def test_thickness_and_slant_of_a_bar_drawn_with_opencv(width, length, shear):
     canvas[32 - length // 2 : 32 + length // 2, 32 - width // 2 : 32 - width // 2 + width] = 255
     canvas = cv2.warpAffine(canvas, np.float32([[1, -shear, 32 * shear], [0, 1, 0]]), (64, 64))
     bar = torch.from_numpy(canvas)[None, None] / 255
-    assert metrics.slant(bar).item() == pytest.approx(shear, abs=0.02)
+    assert MNIST.slant(bar).item() == pytest.approx(shear, abs=0.02)
     if not shear:
-        assert metrics.thickness(bar).item() == pytest.approx(width * length / (width + length), rel=0.02)
+        assert MNIST.thickness(bar).item() == pytest.approx(width * length / (width + length), rel=0.02)
 
 
 def test_thickness_and_slant_of_nothing_colour_and_psnr_by_hand():
     blank = torch.zeros(2, 1, 28, 28)
-    assert metrics.thickness(blank).tolist() == metrics.slant(blank).tolist() == [0, 0]
+    assert MNIST.thickness(blank).tolist() == MNIST.slant(blank).tolist() == [0, 0]
     image = torch.stack([torch.full((2, 2), 0.1), torch.eye(2), torch.ones(2, 2)])[None]
-    assert metrics.mean_colour(image).tolist() == [pytest.approx([0.1, 0.5, 1])]
+    assert CIFAR10.mean_colour(image).tolist() == [pytest.approx([0.1, 0.5, 1])]
     outputs = torch.tensor([0.1, 0.01]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
-    noise = metrics.peak_signal_to_noise(torch.zeros(2, 3, 4, 4), outputs)
+    noise = CIFAR10.peak_signal_to_noise(torch.zeros(2, 3, 4, 4), outputs)
     assert noise.tolist() == pytest.approx([20, 40], rel=1e-4)
 
 
@@ -273,4 +277,4 @@ def test_bits_per_dimension_against_a_gaussian_cut_into_256_levels():
     share = gaussian.cdf(levels + 1 / 512) - gaussian.cdf(levels - 1 / 512)
     entropy = -torch.special.xlogy(share, share).sum() / share.sum() / math.log(2)
     nats = 0.5 * math.log(2 * math.pi * math.e * 0.07**2)  # minus the expected log-density of one number
-    assert metrics.bits_per_dimension(3 * nats, (3, 1, 1)) == pytest.approx(entropy.item(), abs=0.01)
+    assert CIFAR10.bits_per_dimension(3 * nats, 3) == pytest.approx(entropy.item(), abs=0.01)

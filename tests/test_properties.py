@@ -10,18 +10,21 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
+from tests.files import definitions
 from utils import classifiers, losses, metrics
-from utils.checks import check_integers, check_labels, check_not_negative
+from utils.checks import check_integers, check_labels
 from utils.cvae import LABEL_TO, LIKELIHOODS, ConditionalVAE
-from utils.data import BACKGROUND, PET, Split, draw_wrong_labels
+from utils.data import BACKGROUND, PET, draw_wrong_labels
+from utils.results import NOTEBOOKS
 from utils.unet import UNet
+
+PART1, PART2A, PART2B = map(definitions, NOTEBOOKS.values())
 
 settings.register_profile("course", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("course")
 
 sizes = st.integers(1, 6)
 nonsense = st.sampled_from([0, -1, 2.5, True, None, "8", math.nan])  # in the place of a positive integer
-not_rates = st.sampled_from([-1e-9, math.nan, math.inf, "1", None])
 
 
 def floats(shape, low, high):
@@ -62,19 +65,14 @@ def test_losses_are_finite_not_negative_and_agree_with_numpy(loss, pair):
 
 
 @each_pixel_loss
-@given(pairs(3, 100, 0, 1), st.sampled_from([-0.01, 1.01, math.nan, math.inf]))
-def test_losses_refuse_targets_out_of_range_and_pass_nan_on(loss, pair, wrong):
+@given(pairs(3, 100, 0, 1))
+def test_losses_refuse_targets_of_another_shape_and_pass_nan_on(loss, pair):
     logits, targets = pair
-    bad_logits, bad_targets = logits.clone(), targets.clone()
-    bad_logits[0, 0, 0], bad_targets[0, 0, 0] = math.nan, wrong
+    bad_logits = logits.clone()
+    bad_logits[0, 0, 0] = math.nan
     assert loss(bad_logits, targets).isnan().any()
-    for arguments, message in (
-        ((logits, bad_targets), "expected 0 to 1"),
-        ((logits, targets[None]), r"logits have shape \(.*\), (targets|images) \(1, .*\): they must be equal"),
-        ((logits[:0], targets[:0]), "pixels=0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            loss(*arguments)
+    with pytest.raises(ValueError, match=r"logits have shape \(.*\), (targets|images) \(1, .*\): they must be equal"):
+        loss(logits, targets[None])
 
 
 @given(pairs(2, 50, -50, 50))
@@ -94,18 +92,18 @@ def test_scores_lie_in_their_range_and_order(pair):
     assert torch.allclose(dice, 2 * iou / (1 + iou))
     scores = metrics.segmentation_scores(predicted, torch.where(target, PET, BACKGROUND).byte())
     assert all(0 <= value <= 1 for value in scores.values())
-    difference, low, high = metrics.bootstrap_iou_difference(counts, counts.flip(0), resamples=20)
+    difference, low, high = PART1.bootstrap_iou_difference(counts, counts.flip(0), resamples=20)
     assert -1 <= low <= high <= 1
     assert difference == 0
 
 
 @given(pairs(3, 1, 0, 1).map(lambda pair: pair[1][:, None]))
 def test_attributes_are_finite_on_any_image(images):
-    for attribute in (metrics.thickness, metrics.slant, metrics.mean_colour):
+    for attribute in (PART2A.thickness, PART2A.slant, PART2B.mean_colour):
         assert attribute(images).isfinite().all()
         assert len(attribute(images)) == len(images)
-    assert (metrics.peak_signal_to_noise(images, images) == math.inf).all()
-    assert (metrics.peak_signal_to_noise(images, 1 - images) >= 0).all()
+    assert (PART2B.peak_signal_to_noise(images, images) == math.inf).all()
+    assert (PART2B.peak_signal_to_noise(images, 1 - images) >= 0).all()
 
 
 @given(st.integers(0, 5), st.sampled_from(LABEL_TO), st.sampled_from(LIKELIHOODS))
@@ -137,47 +135,22 @@ CODES, SEGMENTER = torch.rand(100, 3), UNet(1, 1, 2, 1, "maxpool", "transposed")
 CLASSIFIER = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
 REFUSED = [
     ("must be equal", losses.gaussian_loss, FLOATS, FLOATS[..., None], torch.tensor(0.0)),
-    (r"means have shape \(4,\), log_variances \(3,\): they must be equal", losses.kl_loss, LABELS, LABELS[1:]),
-    ("images=0", losses.classifier_loss, CLASSIFIER, (BYTES[:0], NONE)),
-    ("images of class 4=0", losses.Lookalikes, Split(BYTES, LABELS)),
-    ("images=0", classifiers.accuracy, CLASSIFIER, Split(BYTES[:0], NONE)),
-    ("reach=-1", classifiers.random_shift, FLOATS, -1),
-    (r"predicted is torch.float32 \(4, 1, 8, 8\), expected bool", metrics.confusion, FLOATS, TRUE),
-    (r"predicted is torch.bool \(3, .*\), expected bool \(4, 1, 8, 8\)", metrics.confusion, TRUE[1:], TRUE),
-    ("counted is torch.uint8", metrics.confusion, TRUE, TRUE, BYTES),
-    *(("expected 1 to 3", metrics.segmentation_scores, TRUE, BYTES + wrong) for wrong in (0, 4, 255)),
-    *(("expected 1 to 3", metrics.baseline_scores, BYTES + wrong, TRIMAPS) for wrong in (0, 4, 255)),
-    *(("expected 1 to 3", metrics.baseline_scores, TRIMAPS, BYTES + wrong) for wrong in (0, 4, 255)),
-    ("images=0", metrics.segmentation_scores, TRUE[:0], TRIMAPS[:0]),
-    ("training_images=0", metrics.baseline_scores, TRIMAPS[:0], TRIMAPS),
-    ("must be equal", metrics.baseline_scores, TRIMAPS, TRIMAPS[..., :2]),
-    ("images=0", metrics.bootstrap_iou_difference, CODES[:0], CODES[:0]),
-    ("must be equal", metrics.bootstrap_iou_difference, CODES, CODES[1:]),
-    ("expected torch.uint8", metrics.predict, SEGMENTER, FLOATS),
-    ("expected torch.uint8", metrics.predict, SEGMENTER, BYTES[0]),
+    ("must be equal", metrics.confusion, TRUE[1:], TRUE),
     (r"expected \(N, 1, H, W\)", metrics.predict, SEGMENTER, BYTES.expand(-1, 3, -1, -1)),
     ("multiples of 2", metrics.predict, SEGMENTER, BYTES[..., 1:]),
     ("argument 2 is shorter", metrics.encode, small_vae("decoder"), FLOATS.repeat(200, 1, 1, 1), LABELS.repeat(100)),
-    ("images=0", metrics.evaluate_elbo, small_vae(), FLOATS[:0], NONE),
-    ("different_labels=1", metrics.label_following, small_vae(), CLASSIFIER, FLOATS, 0 * LABELS, {}),
     ("99 images: source retrieval needs a multiple of 100", metrics.retrieved, CODES[1:], CODES[1:]),
     ("must be equal", metrics.retrieved, CODES[:, 1:], CODES),
-    ("codes=0", metrics.linear_probe, CODES[:4], LABELS, CODES[:0], NONE),
-    ("latent_size=1", metrics.linear_discriminant_projection, CODES[:4, :1], LABELS),
-    ("classes=1", metrics.linear_discriminant_projection, CODES[:4], 0 * LABELS),
-    ("must be equal", metrics.peak_signal_to_noise, FLOATS, FLOATS[:, :0]),
     (r"codes have shape \(4, 2\), expected \(N, 3\)", small_vae().decode, CODES[:4, 1:], LABELS),
-    (r"images are torch.float32 \(4, 1, 8, 4\), expected floats \(N, 1, 8, 8\)", small_vae(), FLOATS[..., :4], LABELS),
-    (r"images are torch.float32 \(1, 8, 8\), expected floats", small_vae(), FLOATS[0], LABELS),
-    ("images are torch.uint8", small_vae(), BYTES, LABELS),
+    (r"images have shape \(4, 1, 8, 4\), expected \(N, \*\(1, 8, 8\)\)", small_vae(), FLOATS[..., :4], LABELS),
+    (r"images have shape \(1, 8, 8\), expected", small_vae(), FLOATS[0], LABELS),
+    ("images reach from 7 to 7, expected 0 to 1", small_vae(), BYTES + 7, LABELS),
     *(("images reach from .*, expected 0 to 1", small_vae(), FLOATS + x, LABELS) for x in (-1, 1, math.nan, math.inf)),
     ("labels reach from 0 to 10, expected 0 to 9", small_vae(), FLOATS[:2], torch.tensor([0, 10])),
     (r"labels are torch.int64 \(1,\), expected torch.int64 \(4,\)", small_vae(), FLOATS, LABELS[:1]),
     ("label_to='nobody'.*: choose from", ConditionalVAE, (1, 8, 8), 10, 3, 2, 2, "nobody"),
     ("likelihood='poisson': choose from", ConditionalVAE, (1, 8, 8), 10, 3, 2, 2, "both", "poisson"),
-    ("hidden=-1: must be an integer of 0 or more", ConditionalVAE, (1, 8, 8), 10, 3, 2, 2, "both", "gaussian", -1),
-    ("images of 28 x 28 cannot be halved 3 times", ConditionalVAE, (1, 28, 28), 10, 3, 2, 3, "both"),
-    ("must be channels, height, width", ConditionalVAE, (28, 28), 10, 3, 2, 2, "both"),
+    (r"shape \(1, 28, 28\) cannot be halved 3 times", ConditionalVAE, (1, 28, 28), 10, 3, 2, 3, "both"),
     ("down='average'.*: choose from", UNet, 3, 1, 4, 3, "average", "upsample"),
     ("up='nearest': choose from", UNet, 3, 1, 4, 3, "maxpool", "nearest"),
 ]
@@ -198,18 +171,10 @@ def test_networks_refuse_sizes_that_are_none(place, wrong):
         lambda: ConditionalVAE((1, 8, 8), *for_vae, "both"),
         lambda: classifiers.build_picture_judge(wrong),
         lambda: classifiers.build_picture_guide(wrong),
-        lambda: classifiers.Discriminator(3, wrong),
         lambda: check_integers(size=wrong),
     ):
         with pytest.raises(ValueError, match="must be an integer of 1 or more"):
             build()
-
-
-@given(not_rates)
-def test_numbers_that_are_negative_or_none_are_refused(wrong):
-    for call in (lambda: classifiers.add_noise(FLOATS, wrong), lambda: check_not_negative(most=wrong)):
-        with pytest.raises(ValueError, match=r"most=.*: must be a number of 0 or more"):
-            call()
 
 
 @pytest.mark.parametrize(
@@ -217,23 +182,14 @@ def test_numbers_that_are_negative_or_none_are_refused(wrong):
 )
 def test_wrong_labels_are_refused_everywhere(wrong):
     model, wrong, codes = small_vae(), torch.tensor(wrong), CODES[:4]
-    lookalikes = losses.Lookalikes(Split(BYTES.repeat(5, 1, 1, 1), torch.arange(20) % 10))
     for call, *arguments in (
         (model, FLOATS, wrong),
         (model.decode, codes, wrong),
         (losses.elbo_terms, model, FLOATS, wrong),
-        (losses.guide_loss, model, CLASSIFIER, FLOATS, wrong),
-        (losses.classifier_loss, CLASSIFIER, (BYTES, wrong)),
-        (lookalikes.find, BYTES, wrong),
-        (classifiers.Discriminator(1, 2), FLOATS, wrong),
         (metrics.encode, model, FLOATS, wrong),
         (metrics.decode, model, codes, wrong),
         (metrics.evaluate_elbo, model, FLOATS, wrong),
         (metrics.label_following, model, CLASSIFIER, FLOATS, wrong, {}),
-        (metrics.linear_probe, codes, wrong, codes, LABELS),
-        (metrics.linear_probe, codes, LABELS, codes, wrong),
-        (metrics.linear_discriminant_projection, codes, wrong),
-        (draw_wrong_labels, wrong),
         (check_labels, wrong, 4, 10),
     ):
         with pytest.raises(

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.files import definitions
 from utils import results, run
 from utils.classifiers import accuracy, predict_labels
 from utils.data import load_digits, load_pets, load_pictures, to_unit
 from utils.files import DamagedFileError
-from utils.metrics import baseline_scores, evaluate_elbo, label_following, mean_colour, predict, segmentation_scores
+from utils.metrics import evaluate_elbo, label_following, predict, segmentation_scores
 from utils.results import NOTEBOOKS, RESULTS, TABLES, PublishedError, load_network, load_numbers, load_weights
 from utils.training import Training
 
@@ -228,9 +229,8 @@ def test_the_readmes_commands_are_understood():
     assert commands
     for command in commands:
         options = run.parse(shlex.split(command))
-        run.refuse_unknown(options)
         for name in options.notebooks:
-            run.check_parameters(name, run.parameters_for(name, options))
+            run.parameters_for(name, options)
 
 
 def test_the_readmes_python_runs_as_pasted(monkeypatch):
@@ -258,7 +258,7 @@ def pets():
 
 def test_the_official_lists_and_the_published_baselines(pets):
     assert [len(split.names) for split in (pets.train, pets.validation, pets.test)] == [3312, 368, 3669]
-    rows = baseline_scores(pets.train.targets, pets.test.targets)
+    rows = definitions(NOTEBOOKS["unet"]).baseline_scores(pets.train.targets, pets.test.targets)
     for name, row in UNETS["baselines"].items():
         assert rows[name] == pytest.approx(row)
 
@@ -327,6 +327,8 @@ def test_published_vaes_of_pictures_answer_a_wrong_label_as_published(pictures, 
     images, labels = to_unit(pictures.test.images[::50]), pictures.test.targets[::50]
     torch.manual_seed(1)
     assert evaluate_elbo(model, images, labels)["negative_elbo"] == pytest.approx(published["negative_elbo"], rel=0.05)
-    measured = label_following(model, load_network("cvae_cifar10", "judge"), images, labels, {"colour": mean_colour})
+    measured = label_following(
+        model, load_network("cvae_cifar10", "judge"), images, labels, {"colour": lambda images: images.mean((2, 3))}
+    )
     for measure in ("wrong_label_agreement", "right_label_agreement", "source_retrieval", "colour_correlation"):
         assert measured[measure] == pytest.approx(published[measure], abs=0.12)

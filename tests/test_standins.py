@@ -16,7 +16,7 @@ def draw_pets(count, seed):
     return standins.pets(count, 32, seed)
 
 
-@pytest.mark.parametrize("draw", [draw_pets, standins.digits, standins.shapes])
+@pytest.mark.parametrize("draw", [draw_pets, standins.digits, standins.letters])
 @given(st.integers(1, 12), st.integers(0, 1000))
 @settings(max_examples=10)
 def test_a_picture_depends_on_seed_and_place_alone(draw, count, seed):
@@ -28,18 +28,6 @@ def test_a_picture_depends_on_seed_and_place_alone(draw, count, seed):
     assert len(different) == 2 * count
     if draw is not draw_pets:
         assert targets.tolist() == [i % 10 for i in range(count)]
-
-
-@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, None, "8", float("nan")])
-def test_sizes_that_are_none_are_refused(wrong):
-    for draw in (draw_pets, standins.digits, standins.shapes):
-        with pytest.raises(ValueError, match=r"count=.*: must be an integer of 1 or more"):
-            draw(wrong, 0)
-        if wrong != 0 or wrong is True:
-            with pytest.raises(ValueError, match=r"seed=.*: must be an integer of 0 or more"):
-                draw(1, wrong)
-    with pytest.raises(ValueError, match=r"size=.*: must be an integer of 16 or more"):
-        standins.pets(1, wrong, 0)
 
 
 @pytest.mark.parametrize("size", [16, 64])
@@ -74,10 +62,10 @@ def test_the_holes_of_digits_are_open(digit, holes):
     assert np.mean(np.array(found) >= holes) > 0.97
 
 
-@pytest.mark.parametrize(("draw", "least"), [(standins.digits, 0.9), (standins.shapes, 0.8)])
-def test_digits_and_shapes_can_be_read(draw, least):
+@pytest.mark.parametrize(("draw", "least"), [(standins.digits, 0.9), (standins.letters, 0.8)])
+def test_digits_and_letters_can_be_read(draw, least):
     (known, labels), (asked, answers) = (draw(count, seed) for count, seed in ((2000, 0), (300, 1)))
-    if draw is standins.shapes:  # what differs from the ground, which is the median of the edge
+    if draw is standins.letters:  # what differs from the ground, which is the median of the edge
         known, asked = (ink(images) for images in (known, asked))
     known, asked = (np.float32(images).reshape(len(images), -1) / 255 for images in (known, asked))
     nearest = np.argmin((known**2).sum(axis=1) - 2 * asked @ known.T, axis=1)

@@ -225,7 +225,7 @@ def test_an_unfinished_training_of_another_torch_is_refused_and_kept(checkpoint)
 
 def test_a_file_that_is_no_checkpoint_or_damaged_is_refused_by_name(checkpoint):
     save_tensors(checkpoint, {"weights": torch.ones(2)})
-    with pytest.raises(CheckpointError, match=r"line\.pt is no checkpoint of a training \(no history\): delete it"):
+    with pytest.raises(CheckpointError, match=r"line\.pt is no checkpoint of a training: delete it"):
         train(checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:700])
     with pytest.raises(DamagedFileError, match=r"line.pt is damaged.*delete it and run again"):
@@ -259,21 +259,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(checkpoint, monkeypatch):
     assert len(load_tensors(checkpoint)["history"]) == 2
 
 
-@pytest.mark.parametrize(
-    ("recipe", "message"),
-    [
-        ({"learning_rate": -0.1}, "learning_rate=-0.1: must be a number of 0 or more"),
-        ({"learning_rate": math.nan}, "learning_rate=nan"),
-        ({"weight_decay": math.inf}, "weight_decay=inf"),
-        ({"momentum": -1}, "momentum=-1"),
-        ({"epochs": 0}, "epochs=0: must be an integer of 1 or more"),
-        ({"epochs": 2.5}, "epochs=2.5"),
-        ({"epochs": 1}, "1 epochs of 5 batches: a one-cycle schedule needs 10 steps or more"),
-    ],
-)
-def test_a_recipe_that_makes_no_sense_is_refused(checkpoint, recipe, message):
-    with pytest.raises(ValueError, match=message):
-        train(checkpoint, **recipe)
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_too_short_a_training_is_refused(checkpoint, epochs):
+    with pytest.raises(ValueError, match=f"{epochs} epochs of 5 batches: 10 steps are needed at the least"):
+        train(checkpoint, epochs=epochs)
     assert not list(checkpoint.parent.iterdir())
 
 
@@ -309,9 +298,9 @@ import sys
 from pathlib import Path
 import torch
 from tests.test_training import train_unet
-from utils.data import pet_augmentation
+from tests.files import definitions
 torch.set_num_threads(1)
-train_unet(Path(sys.argv[1]), epochs=4, augment=pet_augmentation())
+train_unet(Path(sys.argv[1]), epochs=4, augment=definitions("01_unet_segmentation.ipynb").pet_augmentation())
 """
 
 
@@ -402,13 +391,6 @@ def test_decay_by_hand_and_what_has_no_gradient_stays():
     optimiser.step()
     assert weight.item() == pytest.approx(2 * (1 - 0.5 * 0.2) - 0.5)
     assert still.item() == 5
-
-
-@pytest.mark.parametrize("wrong", [-1e-9, math.nan, math.inf, "1", None])
-@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay"])
-def test_rates_that_are_none_are_refused(name, wrong):
-    with pytest.raises(ValueError, match=f"{name}=.*: must be a number of 0 or more"):
-        Muon([nn.Parameter(torch.ones(2))], **({"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0} | {name: wrong}))
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")

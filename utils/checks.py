@@ -1,7 +1,6 @@
 """Checks of arguments: a ValueError in words, in place of a wrong number or an error three libraries down."""
 
-from math import isfinite
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,13 +14,6 @@ def check_integers(minimum: int = 1, **numbers: Any) -> None:
             raise ValueError(f"{name}={value!r}: must be an integer of {minimum} or more")
 
 
-def check_not_negative(**numbers: Any) -> None:
-    """Refuse what is no finite number, or below 0."""
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value) or value < 0:
-            raise ValueError(f"{name}={value!r}: must be a number of 0 or more")
-
-
 def check_same_shape(**tensors: Tensor) -> None:
     """Refuse two shapes that broadcasting would silently accept."""
     (first, one), (second, other) = tensors.items()
@@ -29,22 +21,14 @@ def check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"{first} have shape {tuple(one.shape)}, {second} {tuple(other.shape)}: they must be equal")
 
 
-def check_range(low: float, high: float, **tensors: Tensor) -> None:
+def check_range(name: str, tensor: Tensor, low: float, high: float) -> None:
     """Refuse values outside low..high, and NaN."""
-    for name, tensor in tensors.items():
-        if tensor.numel() and not low <= tensor.min() <= tensor.max() <= high:  # false for NaN, too
-            raise ValueError(f"{name} reach from {tensor.min():.3g} to {tensor.max():.3g}, expected {low} to {high}")
-
-
-def check_bytes(**images: Tensor) -> None:
-    """Refuse images that are not uint8 (N, C, H, W)."""
-    for name, tensor in images.items():
-        if tensor.dtype != torch.uint8 or tensor.ndim != 4:
-            raise ValueError(f"{name} are {tensor.dtype} {tuple(tensor.shape)}, expected torch.uint8 (N, C, H, W)")
+    if tensor.numel() and not low <= tensor.min() <= tensor.max() <= high:  # false for NaN, too
+        raise ValueError(f"{name} reach from {tensor.min():.3g} to {tensor.max():.3g}, expected {low} to {high}")
 
 
 def check_labels(labels: Tensor, count: int, classes: int) -> None:
     """Refuse labels that are not int64 (count,) in 0 to classes - 1."""
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}, expected torch.int64 ({count},)")
-    check_range(0, classes - 1, labels=labels)
+    check_range("labels", labels, 0, classes - 1)

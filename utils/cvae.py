@@ -40,7 +40,7 @@ class ConditionalVAE(nn.Module):
     """A convolutional encoder, a Gaussian code and a convolutional decoder, with the label where `label_to` says.
 
     Args:
-        image_shape: (C, H, W); H and W must be multiples of 2**depth.
+        image_shape: channels, height and width, (C, H, W); H and W must be multiples of 2**depth.
         classes: labels are 0 to classes - 1.
         latent_size: numbers in a code.
         base_channels: channels after the first convolution; each further one doubles them.
@@ -55,32 +55,19 @@ class ConditionalVAE(nn.Module):
     """
 
     def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        classes: int,
-        latent_size: int,
-        base_channels: int,
-        depth: int,
-        label_to: str,
-        likelihood: str = "bernoulli",
-        hidden: int = 256,
+        self, image_shape, classes, latent_size, base_channels, depth, label_to, likelihood="bernoulli", hidden=256
     ):
         super().__init__()
         if label_to not in LABEL_TO or likelihood not in LIKELIHOODS:
             raise ValueError(f"{label_to=}, {likelihood=}: choose from {LABEL_TO} and {LIKELIHOODS}")
-        if len(image_shape) != 3:
-            raise ValueError(f"{image_shape=}: must be channels, height, width")
-        channels, height, width = image_shape
-        check_integers(channels=channels, height=height, width=width, classes=classes, depth=depth)
-        check_integers(latent_size=latent_size, base_channels=base_channels)
-        check_integers(0, hidden=hidden)
-        if height % 2**depth or width % 2**depth:
-            raise ValueError(f"images of {height} x {width} cannot be halved {depth} times (depth)")
+        check_integers(classes=classes, latent_size=latent_size, base_channels=base_channels, depth=depth)
+        if any(side % 2**depth for side in image_shape[1:]):
+            raise ValueError(f"images of shape {image_shape} cannot be halved {depth} times (depth)")
         self.image_shape, self.classes, self.latent_size = tuple(image_shape), classes, latent_size
         self.encoder_sees_label, self.decoder_sees_label = label_to != "decoder", label_to != "encoder"
         self.build_layers(base_channels, depth, hidden)
-        gaussian = likelihood == "gaussian"
-        self.log_deviation = nn.Parameter(torch.tensor(-1.5)) if gaussian else None  # about that of a picture's pixels
+        about = torch.tensor(-1.5)  # of a picture's pixels
+        self.log_deviation = nn.Parameter(about) if likelihood == "gaussian" else None
 
     def build_layers(self, base_channels: int, depth: int, hidden: int) -> None:
         """Embedding, encoder and decoder; the label widens what the dense layers take in."""
@@ -104,7 +91,9 @@ class ConditionalVAE(nn.Module):
 
     def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | image, label), each (N, latent_size); arguments and errors as in forward."""
-        self.check_images(images)
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(f"images have shape {tuple(images.shape)}, expected (N, *{self.image_shape})")
+        check_range("images", images, 0, 1)
         features = self.encoder(images)  # (N, deepest channels * H / 2^depth * W / 2^depth)
         if self.encoder_sees_label:
             features = torch.cat([features, self.embed(labels, len(images))], dim=1)
@@ -133,13 +122,6 @@ class ConditionalVAE(nn.Module):
         """The one-hot vector of each label (count, classes), through the embedding layer: (count, EMBEDDING)."""
         check_labels(labels, count, self.classes)
         return self.embedding(F.one_hot(labels, self.classes).to(self.embedding.weight.dtype))
-
-    def check_images(self, images: Tensor) -> None:
-        """Refuse images of another shape, type or range."""
-        if not images.is_floating_point() or tuple(images.shape[1:]) != self.image_shape:
-            shape = f"(N, {', '.join(map(str, self.image_shape))})"
-            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected floats {shape}")
-        check_range(0, 1, images=images)
 
 
 def build_digit_vae(latent_size: int, base_channels: int, label_to: str) -> ConditionalVAE:

@@ -1,4 +1,4 @@
-"""The three data sets as uint8 tensors, the user's own images, scaling, augmentation and batches.
+"""The three data sets as uint8 tensors, the user's own images, scaling and batches.
 
 Oxford-IIIT Pet has a trimap for each photograph: 1 is pet, 2 background and 3 border. Foreground is pet and border;
 the border keeps its own value, so that a score can leave it out. MNIST and CIFAR-10 have a label for each image.
@@ -17,14 +17,13 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from scipy.ndimage import center_of_mass
 from torch import Tensor
 from torchvision.datasets import CIFAR10, MNIST, OxfordIIITPet
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from tqdm import tqdm
 
 from utils import standins
-from utils.checks import check_bytes, check_integers, check_labels
+from utils.checks import check_integers
 from utils.files import cached
 
 CLASSES = 10
@@ -33,7 +32,6 @@ PET, BACKGROUND, BORDER = 1, 2, 3
 SPLIT_SEED = 0  # one hold-out for every run and seed: changing it would let choices peek at other images
 STANDIN_PETS, STANDIN_LABELLED = (320, 64, 128), (3_000, 200, 400)  # images for training, validation and test
 AHEAD = 8  # batches made at once: between two steps of training, the processor has forgotten how to make one
-DIGIT, BOX = 28, 20  # pixels: side of an MNIST image, and of the square that its digit fits into
 
 
 class DataError(RuntimeError):
@@ -86,12 +84,12 @@ def load_digits(dataset: str, data_dir: Path) -> Dataset:
 
 
 def load_pictures(dataset: str, data_dir: Path) -> Dataset:
-    """Small RGB photographs, 32 x 32 pixels: "cifar10", or "stand-in" (coloured shapes); as `load_pets`.
+    """Small RGB photographs, 32 x 32 pixels: "cifar10", or "stand-in" (coloured letters); as `load_pets`.
 
     The image folder `data_dir/cifar10/{train,test}/<class>/` is read where there is one, else torchvision's download.
     """
     if dataset != "cifar10":
-        return stand_in(dataset, "cifar10", standins.SHAPES, standins.shapes, STANDIN_LABELLED)
+        return stand_in(dataset, "cifar10", standins.LETTERS, standins.letters, STANDIN_LABELLED)
     root = Path(data_dir) / dataset
     with remedied(root, "the pictures, as {train,test}/<class>/,"):
         if root.exists():
@@ -147,9 +145,7 @@ def remedied(root: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         if absent:
-            advice = (
-                f"Put {what} there, set DATA_DIR to where it is, or run on the embedded stand-in: dataset='stand-in'"
-            )
+            advice = f"Put {what} there, set DATA_DIR to where it is, or run on stand-in data: dataset='stand-in'"
             raise DataError(f"{root} does not exist and the download failed ({error}). {advice}") from error
         if not isinstance(error, (FileNotFoundError, DataError)):
             raise
@@ -230,7 +226,7 @@ def read_idx(root: Path, prefix: str) -> Split:
         except (RuntimeError, ValueError, TypeError, AssertionError, LookupError) as error:
             raise DataError(f"{path} is damaged ({type(error).__name__})") from error
     images, labels = parts
-    if images.shape[1:] != (DIGIT, DIGIT) or len(images) != len(labels):
+    if images.shape[1:] != (28, 28) or len(images) != len(labels):
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
         raise DataError(f"{paths[0]} and {paths[1].name} hold {shapes}, not (N, 28, 28) and (N,)")
     if not len(labels) or labels.max() >= CLASSES:
@@ -249,34 +245,11 @@ def open_rgb(path: Path) -> Image.Image:
 
 def load_photographs(folder: Path, image_size: int) -> tuple[list[str], Tensor]:
     """Names and images, uint8 (N, 3, S, S), of a folder, hidden files left out. DataError if a file is no image."""
-    check_integers(image_size=image_size)
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: give one that holds photographs")
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    paths = sorted(path for path in folder.glob("[!.]*") if path.is_file())
     if not paths:
-        raise DataError(f"{folder} is empty: put photographs there (JPEG, PNG, ...)")
+        raise DataError(f"{folder} is no folder that holds photographs: put some there (JPEG, PNG, ...)")
     images = [open_rgb(path).resize((image_size, image_size), Image.BILINEAR) for path in paths]
     return [path.name for path in paths], channels_first(np.stack(images))
-
-
-def load_digit(path: Path) -> Tensor:
-    """A digit, dark on light or light on dark, in the form of MNIST: uint8 (1, 28, 28), light ink on black.
-
-    As MNIST was made (LeCun et al. 1998, section III.A): the ink is scaled to fit into 20 x 20 pixels, proportions
-    kept, and its centre of mass comes to the middle. The ground is the median of the edge. DataError without ink.
-    """
-    grey = np.asarray(open_rgb(path).convert("L"), dtype=np.float32)
-    contrast = np.abs(grey - np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
-    if contrast.max() < 32:  # of 255
-        raise DataError(f"{path} is all of one brightness: no digit is to be seen")
-    ink = Image.fromarray(np.clip(contrast / contrast.max() * 1.25 - 0.25, 0, 1))  # the ground is never quite even
-    ink = ink.crop(ink.getbbox())
-    ink = np.asarray(ink.resize([max(1, round(side * BOX / max(ink.size))) for side in ink.size], Image.BOX))
-    middle = [round(DIGIT / 2 - 0.5 - centre) for centre in center_of_mass(ink)]
-    top, left = np.clip(middle, 0, DIGIT - np.array(ink.shape))
-    image = np.zeros((1, DIGIT, DIGIT), dtype=np.uint8)
-    image[0, top : top + len(ink), left : left + ink.shape[1]] = 255 * (ink / ink.max())
-    return torch.from_numpy(image)
 
 
 def foreground(trimaps: Tensor) -> Tensor:
@@ -286,48 +259,25 @@ def foreground(trimaps: Tensor) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """Images uint8 (N, C, H, W) -> float32 in -2..2, in channels-last memory: the input of the U-Nets."""
-    check_bytes(images=images)
     return ((images.float() - 127.5) / 63.75).contiguous(memory_format=torch.channels_last)
 
 
 def to_unit(images: Tensor) -> Tensor:
     """Images uint8 (N, C, H, W) -> float32 in 0..1, in channels-last memory: the input of all other networks."""
-    check_bytes(images=images)
     return (images.float() / 255).contiguous(memory_format=torch.channels_last)
-
-
-def pet_augmentation() -> A.Compose:
-    """Random flip, affine map and colour; outside its frame an image, with its trimap, is continued by mirroring."""
-    mirror = cv2.BORDER_REFLECT_101  # a constant fill would paint black corners, and a trimap value that is none
-    affine = A.Affine(scale=(0.85, 1.2), translate_percent=(-0.06, 0.06), rotate=(-12, 12), border_mode=mirror, p=0.7)
-    colour = A.ColorJitter((0.8, 1.2), (0.8, 1.2), saturation=(0.7, 1.3), hue=(-0.03, 0.03))
-    return A.Compose([A.HorizontalFlip(), affine, colour])
-
-
-def digit_augmentation() -> A.Compose:
-    """Random affine map, for classifiers: what is written stays the same digit."""
-    return A.Compose([A.Affine(scale=(0.85, 1.15), translate_percent=(-0.08, 0.08), rotate=(-12, 12), shear=(-12, 12))])
-
-
-def picture_augmentation() -> A.Compose:
-    """Random mirror image and shift, for classifiers: what is shown stays the same thing."""
-    return A.Compose([A.HorizontalFlip(), A.Affine(translate_px=(-2, 2), border_mode=cv2.BORDER_REFLECT_101, p=1)])
 
 
 class Batches:
     """Shuffled batches. They depend on seed and epoch alone, so that training resumes exactly.
 
     Each image comes once an epoch, augmented with its trimap; a last incomplete batch is dropped. `sizes` are the sides
-    in pixels, epoch by epoch. Raises ValueError for too small a split, wrong labels, or what should be an integer.
+    in pixels, epoch by epoch. ValueError for too small a split, or a side that is no positive integer.
     """
 
     def __init__(self, split: Split, batch_size: int, seed: int, augment: A.Compose | None = None, sizes=()):
         if batch_size not in range(1, len(split.images) + 1):
             raise ValueError(f"batch_size={batch_size}: must be from 1 to {len(split.images)}, the images there are")
-        check_integers(0, seed=seed)
         check_integers(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
-        if split.targets.ndim != 4:  # no trimaps
-            check_labels(split.targets, len(split.images), CLASSES)
         self.split, self.batch_size, self.seed, self.augment, self.sizes = split, batch_size, seed, augment, sizes
 
     def __len__(self) -> int:
@@ -366,6 +316,5 @@ def transformed(images: Tensor, targets: Tensor, steps: list[Callable]) -> tuple
 
 def draw_wrong_labels(labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """For each label int64 (N,) one of the nine others, all equally likely: int64 (N,), never the label itself."""
-    check_labels(labels, len(labels), CLASSES)
     shift = torch.randint(1, CLASSES, labels.shape, generator=generator, device=labels.device)
     return (labels + shift) % CLASSES

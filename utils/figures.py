@@ -12,7 +12,6 @@ from itertools import chain, pairwise
 from math import log2, prod, sqrt
 from pathlib import Path
 from textwrap import dedent
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,22 +20,17 @@ from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Ellipse, Rectangle
+from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.data import BACKGROUND, BORDER, PET
 from utils.files import write_atomically
-from utils.standins import digits
 
 BLACK, GREY, WHITE = "#000000", "#737373", "#FFFFFF"
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, BLACK, "#8C564B", "#999933", GREY)
 FOUND, MISSED, FALSE_ALARM = SKY, "#CC0000", "#F0E442"  # blue, red, yellow
-LONGEST_SOURCE = 25  # lines: nobody reads a wall of code
-
-
-# --- What all figures share -------------------------------------------------------------------------------------------
 
 
 def titled(figure: Figure, title: str, dataset: str) -> Figure:
@@ -64,15 +58,15 @@ def source_of(part: Callable) -> str:
             first, last = node.body[0].lineno - 1, node.body[0].end_lineno
             paragraph = "\n".join(lines[first:last]).split("\n\n")[0]
             lines[first:last] = (paragraph + '"""' * (not paragraph.endswith('"""'))).splitlines()
-    if len(lines) > LONGEST_SOURCE:
-        raise ValueError(f"{part.__qualname__} has {len(lines)} lines: show parts of it, of at most {LONGEST_SOURCE}")
+    if len(lines) > 25:  # nobody reads a wall of code
+        raise ValueError(f"{part.__qualname__} has {len(lines)} lines: show parts of it, of at most 25")
     return "\n".join(lines)
 
 
 def show_image(ax: Axes, image: Tensor) -> None:
     """An image (C, H, W), uint8 or float in 0..1, grey or in colour, without axes; nothing is stretched."""
-    top = 255 if image.dtype == torch.uint8 else 1
-    ax.imshow(image.permute(1, 2, 0).cpu().numpy(), cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+    style = {"cmap": "gray", "vmin": 0, "vmax": 255 if image.dtype == torch.uint8 else 1, "interpolation": "nearest"}
+    ax.imshow(image.permute(1, 2, 0).cpu().numpy(), **style)
     ax.set(xticks=[], yticks=[])
 
 
@@ -83,9 +77,7 @@ def plot_tiles(rows: list[list[tuple]], headers: Sequence[str], title: str, data
     for ax, (image, masks, caption) in zip(axes.flat, chain(*rows)):
         show_image(ax, image)
         for colour, mask in masks.items():
-            layer = np.zeros((*mask.shape, 4))
-            layer[mask.numpy()] = to_rgba(colour, 0.65)
-            ax.imshow(layer, interpolation="nearest")
+            ax.imshow(mask.numpy()[..., None] * np.array(to_rgba(colour, 0.65)), interpolation="nearest")
         ax.set_xlabel(caption, fontsize=10)
         ax.spines[:].set_visible(False)
     for ax, header in zip(axes[0], headers):
@@ -107,96 +99,44 @@ def plot_lines(panels: list[tuple[dict, dict]], title: str, dataset: str = "", w
     return titled(figure, title, dataset)
 
 
-# --- Part 1 -----------------------------------------------------------------------------------------------------------
-
-
-def layers(trimap: Tensor) -> dict[str, Tensor]:
+def trimap_layers(trimap: Tensor) -> dict[str, Tensor]:
     """The pet (blue) and its border (purple) of a trimap uint8 (1, H, W)."""
     return {SKY: trimap[0] == PET, PURPLE: trimap[0] == BORDER}
 
 
-def plot_samples(images: Tensor, trimaps: Tensor, dataset: str) -> Figure:
-    """Images uint8 (N, 3, H, W) above their trimaps uint8 (N, 1, H, W)."""
-    rows = [[(image, {}, "") for image in images], [(i, layers(t), "") for i, t in zip(images, trimaps)]]
-    return plot_tiles(rows, [], "Images, and their trimaps: pet blue, border purple", dataset)
+def plot_predictions(images, names, predicted: dict, title: str, dataset: str, trimaps=None, scores=None) -> Figure:
+    """Each row: an image, uint8 (3, H, W), with its name, and what each variant takes for a pet, in blue.
 
-
-def plot_augmentations(
-    originals: Sequence[tuple], augmented: Sequence[Sequence[tuple]], captions: Sequence[Sequence[str]], dataset: str
-) -> Figure:
-    """Each row: an image uint8 (3, H, W) with its trimap uint8 (1, H, W), then the pair after random draws."""
-
-    def outlined(image: Tensor, trimap: Tensor, caption: str) -> tuple:
-        ground = (trimap == BACKGROUND).float()
-        return image, {PURPLE: (F.max_pool2d(ground, 5, 1, 2) > ground)[0]}, caption
-
-    rows = [
-        [outlined(*pair, text) for pair, text in zip([original, *draws], ["original", *texts])]
-        for original, draws, texts in zip(originals, augmented, captions)
-    ]
-    return plot_tiles(rows, [], "Augmentation moves image and mask (outlined) together", dataset)
-
-
-def plot_predictions(
-    images: Tensor, trimaps: Tensor, predicted: dict[str, Tensor], scores: dict[str, Tensor], title: str, dataset: str
-) -> Figure:
-    """Each row: image, truth, and each variant's pixels: found (blue), missed (red), false alarms (yellow), and IoU.
-
-    Images uint8 (N, 3, H, W), trimaps uint8 (N, 1, H, W); for each variant masks bool (N, 1, H, W) and IoU (N,).
+    Masks are bool (N, 1, H, W) by variant. With trimaps uint8 (N, 1, H, W) and each variant's IoU (N,), missed pixels
+    are red, false alarms yellow, and the truth stands beside the image.
     """
-    rows = [[(image, {}, ""), (image, layers(trimap), "")] for image, trimap in zip(images, trimaps)]
-    for i, row in enumerate(rows):
-        truth, grey = trimaps[i, 0] != BACKGROUND, images[i].float().mean(0, keepdim=True) / 255
-        for variant, masks in predicted.items():
-            parts = {FOUND: masks[i, 0] & truth, MISSED: truth & ~masks[i, 0], FALSE_ALARM: masks[i, 0] & ~truth}
-            row.append((grey, parts, f"IoU {scores[variant][i]:.2f}"))
-    title = f"{title}: found blue, missed red, false alarms yellow"
-    return plot_tiles(rows, ["image", "truth", *predicted], title, dataset)
-
-
-def plot_masks(
-    images: Tensor, names: Sequence[str], predicted: dict[str, Tensor], dataset: str, scores: dict | None = None
-) -> Figure:
-    """Each row: a photograph uint8 (3, H, W), and what each variant finds in it, in blue, with its IoU if known."""
     rows = [[(image, {}, name)] for image, name in zip(images, names)]
     for i, row in enumerate(rows):
-        grey = images[i].float().mean(0, keepdim=True) / 255
+        truth = torch.ones_like(images[i, 0], dtype=torch.bool) if trimaps is None else trimaps[i, 0] != BACKGROUND
+        row += [] if trimaps is None else [(images[i], trimap_layers(trimaps[i]), "")]
         for variant, masks in predicted.items():
-            row.append((grey, {FOUND: masks[i, 0]}, f"IoU {scores[variant][i]:.2f}" if scores else ""))
-    return plot_tiles(rows, ["photograph", *predicted], "What the networks take for a pet", dataset)
-
-
-def plot_loss_against_size(radii: Sequence[int], costs: dict[str, dict[str, Sequence[float]]]) -> Figure:
-    """What the same mistake costs each loss, against the radius of the object; a panel for each title."""
-    axes = {"xlabel": "radius of the object, pixels (image 128 x 128)", "yscale": "log", "ylim": (1e-5, 5)}
-    axes["ylabel"] = "loss (BCE in nats, Dice without unit)"
-    panels = [
-        ({name: (radii, values, {"marker": "o"}) for name, values in losses.items()}, axes | {"title": title})
-        for title, losses in costs.items()
-    ]
-    return plot_lines(panels, "The price of missing half of an object: compare slopes, not heights", width=6)
+            found, missed = masks[i, 0] & truth, truth & ~masks[i, 0] & (trimaps is not None)
+            layers = {FOUND: found, MISSED: missed, FALSE_ALARM: masks[i, 0] & ~truth}
+            grey = images[i].float().mean(0, keepdim=True) / 255
+            row.append((grey, layers, f"IoU {scores[variant][i]:.2f}" if scores else ""))
+    headers = ["image", *([] if trimaps is None else ["truth"]), *predicted]
+    return plot_tiles(rows, headers, title, dataset)
 
 
 def plot_learning_curves(histories: dict[str, list[dict]], sizes: Sequence[int], dataset: str) -> Figure:
     """Training loss (a panel for each, since units differ) and validation IoU, whole and its last third."""
-    late = len(sizes) * 2 // 3
-    losses, epochs = {"BCE": {}, "Dice": {}}, range(1, len(sizes) + 1)
-    for (variant, history), color in zip(histories.items(), COLOURS):
-        losses["Dice" if variant.endswith("Dice") else "BCE"][variant] = (
-            epochs,
-            [row["loss"] for row in history],
-            {"color": color},
-        )
-    scores = {variant: [row["score"] for row in history] for variant, history in histories.items()}
-    iou = {"title": "Validation IoU, one view", "ylabel": "IoU, pet + border", "xlabel": "epoch"}
+    colours, x = dict(zip(histories, COLOURS)), {"xlabel": "epoch"}
+
+    def curves(key: str, ending: str = "", first: int = 0) -> dict:
+        chosen = {name: history[first:] for name, history in histories.items() if name.endswith(ending)}
+        epochs = range(first + 1, len(sizes) + 1)
+        return {name: (epochs, [row[key] for row in rows], {"color": colours[name]}) for name, rows in chosen.items()}
+
     panels = [
-        (losses["BCE"], {"title": "Training loss: BCE", "ylabel": "nats per pixel", "xlabel": "epoch"}),
-        (losses["Dice"], {"title": "Training loss: Dice", "ylabel": "1 - soft Dice", "xlabel": "epoch"}),
-        ({variant: (epochs, score) for variant, score in scores.items()}, iou),
-        (
-            {variant: (epochs[late:], score[late:]) for variant, score in scores.items()},
-            iou | {"title": "Its last third"},
-        ),
+        (curves("loss", "BCE"), {"title": "Training loss: BCE", "ylabel": "nats per pixel"} | x),
+        (curves("loss", "Dice"), {"title": "Training loss: Dice", "ylabel": "1 - soft Dice"} | x),
+        (curves("score"), {"title": "Validation IoU, one view", "ylabel": "IoU, pet + border"} | x),
+        (curves("score", first=len(sizes) * 2 // 3), {"title": "Its last third", "ylabel": "IoU, pet + border"} | x),
     ]
     figure = plot_lines(panels, "Learning curves; dashed: from here on, training images of this side", dataset)
     for ax in figure.axes[:3]:
@@ -206,12 +146,7 @@ def plot_learning_curves(histories: dict[str, list[dict]], sizes: Sequence[int],
     return figure
 
 
-# --- Conditional VAEs -------------------------------------------------------------------------------------------------
-
-
-def plot_image_table(
-    images: Tensor, rows: Sequence[str], columns: Sequence[str], title: str, dataset: str, side: float = 1.05
-) -> Figure:
+def plot_image_table(images: Tensor, rows, columns, title: str, dataset: str, side: float = 1.05) -> Figure:
     """Images float (R, C, channels, H, W) in 0..1 as one picture, a tile `side` inches wide; names of rows, columns."""
     height, width = (pixels + 3 for pixels in images.shape[-2:])
     tiles = F.pad(images.cpu(), (0, 3, 0, 3), value=1)  # a white gap after each
@@ -226,23 +161,11 @@ def plot_image_table(
     return titled(figure, title, dataset)
 
 
-def plot_wrong_labels(
-    sources: Tensor,
-    outputs: Tensor,
-    true: Tensor,
-    sent: Tensor,
-    probabilities: Tensor,
-    names: Sequence[str],
-    title: str,
-    dataset: str,
-) -> Figure:
+def plot_wrong_labels(sources, outputs, true, sent, probabilities, names, title: str, dataset: str) -> Figure:
     """25 tiles: a source and what the model made of it; a blue frame and a tick where the judge reads the label sent.
 
-    Args:
-        sources, outputs: float (25, C, H, W) in 0..1.
-        true, sent: the true classes and the labels sent, int64 (25,).
-        probabilities: the judge's, of the outputs, (25, classes); the percentage is the greatest.
-        names: of the classes.
+    Sources and outputs are float (25, C, H, W) in 0..1, true classes and labels sent int64 (25,), the judge's
+    probabilities of the outputs (25, classes), of which the tile shows the greatest; names are those of the classes.
     """
     figure, axes = plt.subplots(5, 5, figsize=(14, 12))
     figure.subplots_adjust(0.01, 0.03, 0.99, 0.88, wspace=0.06, hspace=0.5)  # much faster than a layout engine
@@ -266,122 +189,49 @@ def plot_elbo_curves(histories: dict[str, list[dict]], dataset: str) -> Figure:
     panels = []
     for key, title in {"reconstruction": "Reconstruction", "kl": "KL divergence", "negative_elbo": "-ELBO"}.items():
         curves, shown = {}, []
-        for (model, history), color in zip(histories.items(), COLOURS):
+        for (model, history), colour in zip(histories.items(), COLOURS):
             for kind, prefix, line in (("validation", "validation_", "-"), ("training", "", ":")):
                 values = [row[prefix + key] for row in history]
-                style = {"color": color, "linestyle": line, "marker": "o", "markersize": 3}
+                style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 3}
                 curves[f"{model}, {kind}"] = (range(1, len(values) + 1), values, style)
                 shown += values if key == "kl" else values[1:] or values
         margin = 0.05 * (max(shown) - min(shown)) or 1
         limits = (min(shown) - margin, max(shown) + margin)
         panels.append((curves, {"title": title, "xlabel": "epoch", "ylabel": "nats per image", "ylim": limits}))
-    figure = plot_lines(panels, "Learning curves (the first epoch's values may lie outside)", dataset)
-    for ax in figure.axes:
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    return figure
+    return plot_lines(panels, "Learning curves (the first epoch's values may lie outside)", dataset)
 
 
-def plot_trade_off(points: dict[str, tuple[float, float]], curve: Sequence[str], dataset: str) -> Figure:
-    """Agreement with the label sent over PSNR in dB, a point for each model; the models named in `curve` are joined."""
-    x, y = ([points[name][axis] for name in curve] for axis in (0, 1))
-    joined = {"": (x, y, {"color": GREY, "linewidth": 1.5})}
-    marks = {
-        name: (*point, {"marker": mark, "markersize": 11, "linestyle": ""})
-        for (name, point), mark in zip(points.items(), "os^DvPX*<")
-    }
-    labels = {"xlabel": "PSNR of reconstructions with the right label, dB", "ylim": (0, 1.05)}
-    labels["ylabel"] = "judge reads the wrong label sent"
-    return plot_lines([(joined | marks, labels)], "Label agreement against reconstruction quality", dataset, width=9)
+SIDES = {"left": (0, 0.5), "right": (1, 0.5), "top": (0.5, 1), "bottom": (0.5, 0)}  # of a box, where arrows meet it
+COLUMN, ROW = 1.75, 1.6  # inches from one box to the next
+TEXT = {"size": 15, "ha": "center", "va": "center"}
 
 
-def plot_codes(codes: dict[str, Tensor], labels: Tensor, dataset: str) -> Figure:
-    """Two-dimensional codes (N, 2), a panel for each model: a dot each, and mean and deviation of each class."""
-    reach = 1.1 * max(points.abs().quantile(0.99).item() for points in codes.values())  # a few stray dots lie outside
-    limits = {"xlim": (-reach, reach), "ylim": (-reach, reach), "aspect": "equal"}
-    limits |= {"xlabel": "first discriminant", "ylabel": "second discriminant"}
-    figure = plot_lines(
-        [({}, limits | {"title": name}) for name in codes], "Codes: mean and deviation of each class", dataset
-    )
-    for ax, points in zip(figure.axes, codes.values()):
-        for label, colour in zip(labels.unique().tolist(), COLOURS):
-            cloud = points[labels == label].numpy()
-            ax.plot(*cloud.T, "o", color=colour, markersize=2.5, alpha=0.35, markeredgewidth=0)
-            values, vectors = np.linalg.eigh(np.cov(cloud.T))
-            angle, (width, height) = np.degrees(np.arctan2(*vectors[::-1, 0])), 2 * np.sqrt(values)
-            ax.add_patch(Ellipse(cloud.mean(0), width, height, angle=angle, fill=False, color=colour, linewidth=2))
-            disc = {"boxstyle": "circle,pad=0.15", "facecolor": WHITE, "edgecolor": colour}
-            ax.text(
-                *cloud.mean(0), str(label), color=colour, size=13, weight="bold", ha="center", va="center", bbox=disc
-            )
-    return figure
+def new_page(horizontal: tuple[float, float], vertical: tuple[float, float], title: str) -> Axes:
+    """A white page with limits in inches and a title."""
+    figure, ax = plt.subplots(figsize=(horizontal[1] - horizontal[0], vertical[1] - vertical[0]), facecolor=WHITE)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
+    ax.set(xlim=horizontal, ylim=vertical)
+    ax.axis("off")
+    ax.text(sum(horizontal) / 2, vertical[1] - 0.4, title, **TEXT | {"size": 20, "weight": "bold"})
+    return ax
 
 
-def plot_kl(
-    means: Tensor, over_mean: dict[float, Tensor], deviations: Tensor, over_deviation: dict[float, Tensor]
-) -> Figure:
-    """KL divergence of N(mean, deviation) from N(0, 1) in nats: over the mean, and over the deviation."""
-    panels = []
-    for x, curves, name, other in ((means, over_mean, "mean μ", "σ"), (deviations, over_deviation, "deviation σ", "μ")):
-        drawn = {f"{other} = {value:g}": (x.tolist(), y.tolist()) for value, y in curves.items()}
-        panels.append((drawn, {"xlabel": name, "ylabel": "KL divergence, nats", "ylim": (0, None)}))
-    return plot_lines(panels, "The KL divergence of N(μ, σ²) from N(0, 1)", width=6)
+def draw_box(ax: Axes, x: float, y: float, shape: tuple[int, ...], colour: str, above="", below="") -> Rectangle:
+    """A map (C, H, W), as high as the root of H and as wide as the logarithm of C, or a vector; and its labels."""
+    breadth = 0.045 * (1 + log2(shape[0]))
+    width, height = (breadth, 0.11 * sqrt(shape[1])) if shape[1:] else (0.2, 2.7 * breadth)
+    box = Rectangle((x - width / 2, y - height / 2), width, height, facecolor=colour, edgecolor=BLACK)
+    ax.add_patch(box)
+    ax.text(x, y + height / 2 + 0.17, above, **TEXT)
+    ax.text(x, y - height / 2 - 0.17, below, **TEXT | {"color": GREY})
+    return box
 
 
-# --- Drawings of networks ---------------------------------------------------------------------------------------------
-
-FONT_SIZE, LINE = 16, 0.34  # of text, in points, and of a line of it, in inches
-COLUMN = 1.15  # from one box to the next
-MIDDLE = 2.6 * COLUMN  # across the bottleneck, so that the shortest skip connection has room for its name
-Point = tuple[float, float]
-
-
-class Box(NamedTuple):
-    """A feature map on the page: the points where arrows and labels meet it."""
-
-    left: Point
-    right: Point
-    top: Point
-    bottom: Point
-
-
-class Page:
-    """A white page with limits in inches and a title, to draw boxes, arrows and text on."""
-
-    def __init__(self, horizontal: Point, vertical: Point, title: str):
-        size = (horizontal[1] - horizontal[0], vertical[1] - vertical[0])
-        self.figure, self.axes = plt.subplots(figsize=size, facecolor=WHITE)
-        self.figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
-        self.axes.set(xlim=horizontal, ylim=vertical)
-        self.axes.axis("off")
-        self.write((sum(horizontal) / 2, vertical[1] - 0.4), title, size=FONT_SIZE + 5, weight="bold")
-
-    def write(self, point: Point, text: str, lines: float = 0, **style: object) -> None:
-        """Text so many lines above a point, centred unless `style` says otherwise."""
-        style = {"ha": "center", "va": "center", "size": FONT_SIZE} | style
-        self.axes.text(point[0], point[1] + lines * LINE, text, **style)
-
-    def box(self, centre: Point, shape: tuple[int, ...], colour: str, label: str = "", below: str = "") -> Box:
-        """A map (C, H, W), as high as the root of H and as wide as the logarithm of C, or a vector; and its labels."""
-        (x, y), breadth = centre, 0.045 * (1 + log2(shape[0]))
-        width, height = (breadth, 0.11 * sqrt(shape[1])) if shape[1:] else (0.2, 2.7 * breadth)
-        corner = (x - width / 2, y - height / 2)
-        self.axes.add_patch(Rectangle(corner, width, height, facecolor=colour, edgecolor=BLACK))
-        box = Box((corner[0], y), (x + width / 2, y), (x, y + height / 2), (x, corner[1]))
-        self.write(box.top, label, 0.5)
-        self.write(box.bottom, below, -0.5, color=GREY)
-        return box
-
-    def arrow(self, start: Point, end: Point, colour: str = BLACK, path: str = "arc3") -> None:
-        """An arrow, straight unless matplotlib's name of a connection style says otherwise."""
-        style = {"arrowstyle": "-|>,head_width=0.3,head_length=0.6", "connectionstyle": path}
-        self.axes.annotate(
-            "", end, start, arrowprops=style | {"color": colour, "linewidth": 2, "shrinkA": 1, "shrinkB": 1}
-        )
-
-    def connect(self, *boxes: Box) -> None:
-        """An arrow from each box to the next."""
-        for start, end in pairwise(boxes):
-            self.arrow(start.right, end.left)
+def draw_arrow(start: Rectangle, end: Rectangle, colour=BLACK, sides=("right", "left"), path="arc3") -> None:
+    """An arrow between two boxes, straight unless matplotlib's name of a connection style says otherwise."""
+    style = {"arrowstyle": "-|>,head_width=0.3,head_length=0.6", "connectionstyle": path, "color": colour}
+    places = {"xytext": SIDES[sides[0]], "textcoords": start, "xycoords": end}
+    start.axes.annotate("", SIDES[sides[1]], **places, arrowprops=style | {"linewidth": 2, "shrinkA": 1, "shrinkB": 1})
 
 
 def output_shapes(model: nn.Module, *inputs: Tensor) -> dict[str, tuple[int, ...]]:
@@ -398,174 +248,95 @@ def output_shapes(model: nn.Module, *inputs: Tensor) -> dict[str, tuple[int, ...
     return shapes
 
 
-def draw_unet(model: nn.Module, image_size: int) -> Figure:
-    """The U-shaped diagram of this U-Net: a row for each resolution, channels above each box."""
-    shapes = output_shapes(model, torch.zeros(1, model.in_channels, image_size, image_size))
-    depth, heights = model.depth, [0.11 * sqrt(image_size / 2**level) for level in range(model.depth + 1)]
-    rows = [0.0]
-    for upper, lower in pairwise(heights):
-        rows.append(rows[-1] - (upper + lower) / 2 - LINE - 0.45)
-    right, bottom, top = 2 * depth * COLUMN + MIDDLE, rows[-1] - 2.2, heights[0] / 2 + 1.6
-    millions, margin = sum(weights.numel() for weights in model.parameters()) / 1e6, max(1.6, 5.3 - depth * COLUMN)
-    title = f"U-Net: {depth} down-samplings, {millions:.2f} M parameters"
-    page = Page((-margin, right + margin), (bottom, top), title)
-    page.write((-0.2, top - 1), "contracting path", color=BLUE, ha="left", weight="bold")
-    page.write((right + 0.2, top - 1), "expanding path", color=GREEN, ha="right", weight="bold")
-
-    def sized(level: int, x: float, name: str, colour: str) -> Box:
-        box = page.box((x, rows[level]), shapes[name], colour, str(shapes[name][0]))
-        page.write((box.left[0] - 0.1, rows[level]), "{1} x {2}".format(*shapes[name]), ha="right", color=GREY)
-        return box
-
-    box, skips = sized(0, 0, "image", WHITE), []
-    page.write(box.bottom, "image", -0.5)
-    for level in range(depth):
-        name = f"contracting_path.{level}"
-        skips.append(page.box(((level + 1) * COLUMN, rows[level]), shapes[name], SKY, str(shapes[name][0])))
-        page.arrow(box.right, skips[-1].left)
-        box = sized(level + 1, (level + 1) * COLUMN, f"down_samplings.{level}", SKY)
-        page.arrow(skips[-1].bottom, (box.top[0], box.top[1] + LINE), BLUE)
-    x = box.top[0] + MIDDLE
-    deepest = page.box((x, rows[-1]), shapes["bottleneck"], ORANGE, str(shapes["bottleneck"][0]))
-    page.arrow(box.right, deepest.left)
-    page.write((x - MIDDLE / 2, rows[-1]), "bottleneck", -0.65, weight="bold")
-    draw_expanding_path(page, shapes, skips, deepest)
-    draw_key(page, model, (right / 2 - 4.9, bottom + 1.1))
-    return page.figure
-
-
-def draw_expanding_path(page: Page, shapes: dict, skips: list[Box], box: Box) -> None:
-    """Right arm of the U, from the bottleneck's box to the logits."""
-    for step, skip in enumerate(reversed(skips)):
-        shape, x, y = shapes[f"up_convolutions.{step}"], box.top[0], skip.left[1]
-        enlarged = page.box((x, y), shape, GREEN)
-        copied = page.box((2 * enlarged.left[0] - x, y), shape, SKY)  # it touches: that is the concatenation
-        page.write((copied.right[0], copied.top[1]), f"{shape[0]} + {shape[0]}", 0.5)
-        page.arrow((x, box.top[1] + LINE), enlarged.bottom, GREEN)
-        page.arrow(skip.right, copied.left, GREY)
-        page.write(((skip.right[0] + copied.left[0]) / 2, y), "concatenate", 0.5, color=GREY)
-        convolved = shapes[f"expanding_path.{step}"]
-        box = page.box((x + COLUMN, y), convolved, GREEN, str(convolved[0]))
-        page.arrow(enlarged.right, box.left)
-    logits = page.box((box.top[0] + COLUMN, box.left[1]), shapes["head"], WHITE, str(shapes["head"][0]))
-    page.arrow(box.right, logits.left, VERMILION)
-    page.write(logits.bottom, "logits", -0.5)
-
-
-def draw_key(page: Page, model: nn.Module, corner: Point) -> None:
-    """What the arrows mean, in the words of this model's own layers."""
+def draw_unet(model: nn.Module, image_size: int, skips: bool = True) -> Figure:
+    """The U-shaped diagram of this U-Net, a row for each resolution, or of the same network without its skips."""
+    shapes, steps = output_shapes(model, torch.zeros(1, model.in_channels, image_size, image_size)), range(model.depth)
+    down, up = ([f"{path}_path.{i}" for i in steps] for path in ("contracting", "expanding"))
+    names, levels = ["image", *down, "bottleneck", *up, "head"], [0, *steps, model.depth, *reversed(steps), 0]
+    colours = [WHITE, *[SKY] * len(down), ORANGE, *[GREEN] * len(up), WHITE]
+    held, copied = prod(shapes["bottleneck"]), sum(prod(shapes[name]) for name in down)
+    title = f"U-Net: its skip connections carry {copied:,} values past the bottleneck's {held:,}"
+    without = f"Without skip connections: {prod(shapes['image']):,} values have to pass through {held:,}"
+    right, bottom = (len(names) - 1) * COLUMN, -ROW * model.depth - 1.8
+    ax, boxes = new_page((-1.2, right + 1.2), (bottom, 1.8), title if skips else without), []
+    for column, (name, level, colour) in enumerate(zip(names, levels, colours)):
+        label = " x ".join(map(str, shapes[name]))
+        boxes.append(draw_box(ax, column * COLUMN, -level * ROW, shapes[name], colour, label))
+    for (start, end), (before, after) in zip(pairwise(boxes), pairwise(levels)):
+        if after > before:
+            draw_arrow(start, end, BLUE, ("bottom", "left"), "angle,angleA=-90,angleB=180")
+        elif after < before:
+            draw_arrow(start, end, GREEN, ("right", "bottom"), "angle,angleA=0,angleB=90")
+        else:
+            draw_arrow(start, end, BLACK if start is boxes[0] else VERMILION)
+    for level in steps if skips else ():
+        draw_arrow(boxes[1 + level], boxes[-2 - level], GREY)
+        ax.text(right / 2, -level * ROW + 0.17, "concatenate", **TEXT | {"color": GREY})
+    for box, text in ((boxes[0], "image"), (boxes[-1], "logits"), (boxes[model.depth + 1], "bottleneck")):
+        ax.annotate(text, (0.5, 0), xycoords=box, xytext=(0, -12), textcoords="offset points", **TEXT)
     pooled = isinstance(model.down_samplings[0], nn.MaxPool2d)
     transposed = isinstance(model.up_convolutions[0], nn.ConvTranspose2d)
-    down = "max pooling 2x2" if pooled else "strided convolution 3x3, stride 2"
-    up = "transposed convolution 2x2" if transposed else "1x1 convolution, bilinear upsampling"
-    texts = ("double convolution 3x3", down, up, "skip connection", "1x1 convolution: the head")
-    for index, (text, colour) in enumerate(zip(texts, (BLACK, BLUE, GREEN, GREY, VERMILION))):
-        x, y = corner[0] + index // 3 * 6, corner[1] - index % 3 * 0.4
-        page.arrow((x, y), (x + 0.6, y), colour)
-        page.write((x + 0.75, y), text, ha="left")
+    key = {"each box: double convolution 3x3": BLACK, "head: 1x1 convolution": VERMILION}
+    key["contracting path: " + ("max pooling 2x2" if pooled else "strided convolution 3x3")] = BLUE
+    key["expanding path: " + ("transposed convolution 2x2" if transposed else "bilinear upsampling")] = GREEN
+    for index, (text, colour) in enumerate(key.items()):
+        ax.text(right * (0.2 + 0.6 * (index % 2)), bottom + 0.7 - index // 2 * 0.4, text, **TEXT | {"color": colour})
+    return ax.figure
 
 
-def draw_encoder_decoder(model: nn.Module, image_size: int) -> Figure:
-    """What skip connections are for: an encoder-decoder without them (above), and this U-Net, with them (below)."""
-    shapes = output_shapes(model, torch.zeros(1, model.in_channels, image_size, image_size))
-    depth, names = range(model.depth), {"image": WHITE}
-    names |= {f"contracting_path.{i}": SKY for i in depth} | {"bottleneck": ORANGE}
-    names |= {f"expanding_path.{i}": GREEN for i in depth} | {"head": WHITE}
-    page, xs = Page((0, 13), (-6.3, 2.3), "What the skip connections are for"), np.linspace(1.2, 11.8, len(names))
-    for y in (0, -4.2):
-        boxes = [page.box((x, y), shapes[name], colour) for x, (name, colour) in zip(xs, names.items())]
-        page.connect(*boxes)
-        page.write(boxes[0].bottom, "image", -0.6)
-        page.write(boxes[-1].bottom, "mask", -0.6)
-    for start, end in zip(boxes[1 : model.depth + 1], boxes[-2::-1]):
-        page.arrow(start.top, end.top, GREY, "arc3,rad=-0.2")
-    held, given = prod(shapes["bottleneck"]), prod(shapes["image"])
-    carried = sum(prod(shapes[f"contracting_path.{i}"]) for i in depth)
-    channels, side, _ = shapes["bottleneck"]
-    above = f"bottleneck {channels} x {side} x {side}: {held:,} values; the image has {given:,}"
-    page.write((0.3, 1.25), "Encoder-decoder: everything passes through the bottleneck", ha="left", weight="bold")
-    page.write((6.5, -1.25), above)
-    page.write((0.3, -2.3), "U-Net: details take the short way", ha="left", weight="bold")
-    page.write((6.5, -5.6), f"skip connections: {carried:,} values, copied before each down-sampling")
-    return page.figure
+def draw_halves(model: nn.Module, vertical: tuple[float, float], title: str) -> tuple[Axes, dict, list[Rectangle]]:
+    """Image and encoder on the left, decoder and reconstruction on the right: the page, the shapes, and the boxes."""
+    shapes = output_shapes(model, torch.zeros(1, *model.image_shape), torch.zeros(1, dtype=torch.int64))
+    left = ["image", *(f"encoder.{i}" for i in range(len(model.encoder) - 1)), "to_code.0"]
+    right = ["from_code.0", *(f"decoder.{i}" for i in range(len(model.decoder)))]
+    places = [2.3 + 1.3 * i for i in range(len(left))]
+    ax, boxes = new_page((-places[-1] - 1.2, places[-1] + 1.2), vertical, title), []
+    for x, name in zip([-x for x in reversed(places)] + places, left + right):
+        numbers, at_end = [*map(str, shapes[name])], name in (left[0], right[-1])
+        labels = ("", " x ".join(numbers)) if at_end else (numbers[0], " x ".join(numbers[1:]))
+        boxes.append(draw_box(ax, x, 0, shapes[name], WHITE if at_end else SKY if x < 0 else GREEN, *labels))
+    for start, end in [*pairwise(boxes[: len(left)]), *pairwise(boxes[len(left) :])]:
+        draw_arrow(start, end)
+    for x, text, half, colour in ((-1, "image", "encoder", BLUE), (1, "reconstruction", "decoder", GREEN)):
+        ax.text(x * places[-1], -0.85, text, **TEXT)
+        ax.text(x * (places[0] + places[-1]) / 2, -1.3, half, **TEXT | {"color": colour, "weight": "bold"})
+    return ax, shapes, boxes
 
 
 def draw_autoencoder(model: nn.Module) -> Figure:
     """A plain autoencoder, of this conditional VAE's layers: the code is a point; there is no noise and no label."""
-    page, shapes, (_, before, after, _) = draw_row(model, (-2.9, 2.5), "Autoencoder")
-    others = [(-0.9, 0.6), (-0.7, 0.75), (-0.6, 0.5), (0.7, 0.6), (0.85, 0.4), (-0.8, -0.6), (0.5, -0.7), (0.7, -0.6)]
-    page.axes.add_patch(Rectangle((-1.2, -1), 2.4, 2, facecolor=WHITE, edgecolor=GREY))
-    page.axes.scatter(*zip(*others), color=GREY)
-    page.axes.add_patch(Circle((0, 0), 0.17, facecolor=ORANGE, edgecolor=BLACK))
-    page.arrow(before.right, (-0.17, 0))
-    page.arrow((0.17, 0), after.left)
-    page.write((0, 1.2), f"code: {shapes['to_code'][0] // 2} numbers, a point")  # the other half: log-variance
-    page.write((0, -2.1), "one image, one code: between the codes there may be nothing", weight="bold")
-    page.write((0, -2.55), "grey: the codes of other images", color=GREY)
-    return page.figure
+    ax, shapes, boxes = draw_halves(model, (-2.3, 2.2), "Autoencoder")
+    size, before = shapes["to_code"][0] // 2, len(boxes) // 2 - 1  # the other half: log-variance
+    code = draw_box(ax, 0, 0, (size,), ORANGE, f"code: {size} numbers, a point")
+    draw_arrow(boxes[before], code)
+    draw_arrow(code, boxes[before + 1])
+    ax.text(0, -1.9, "one image, one code: between the codes there may be nothing", **TEXT | {"weight": "bold"})
+    return ax.figure
 
 
 def draw_conditional_vae(model: nn.Module) -> Figure:
     """The conditional VAE as built: a Gaussian for a code, the label where it enters, the losses where they do."""
     halves = {"encoder": model.encoder_sees_label, "decoder": model.decoder_sees_label}
     title = f"Conditional VAE: the label goes to the {' and the '.join(filter(halves.get, halves))}"
-    page, shapes, (image, before, after, reconstruction) = draw_row(model, (-4.7, 4.3), title)
-    size, boxes = shapes["to_code"][0] // 2, []
-    for x, y, name in ((-0.65, 0.85, "mean"), (-0.65, -0.75, "log-variance"), (1.2, 0, "z")):
-        boxes.append(page.box((x, y), (size,), ORANGE))
-        page.write(boxes[-1].bottom, f"{name}: {size}", -0.5)
-    page.connect(before, boxes[0], boxes[2], after)
-    page.connect(before, boxes[1], boxes[2])
-    page.axes.add_patch(Rectangle((-1.75, -1.75), 2.2, 3.35, fill=False, edgecolor=VERMILION, linestyle="--"))
-    page.write((-0.65, 2.05), "KL divergence\nto N(0, 1)", color=VERMILION, weight="bold")
-    page.write((1.1, 2.35), "noise ~ N(0, 1)", ha="left", bbox={"boxstyle": "round", "facecolor": WHITE})
-    page.arrow((boxes[2].top[0], 2.1), boxes[2].top, GREY)
-    page.write((1.4, 1.6), "z = mean + deviation × noise\ndeviation = exp(log-variance / 2)", ha="left")
-    draw_label(
-        page,
-        model.classes,
-        shapes["embedding"],
-        [b.bottom for b, sees in zip((before, after), halves.values()) if sees],
+    ax, shapes, boxes = draw_halves(model, (-4.2, 4.2), title)
+    ends, size = boxes[len(boxes) // 2 - 1 :][:2], shapes["to_code"][0] // 2
+    mean, log_variance, z = (
+        draw_box(ax, x, y, (size,), ORANGE, below=f"{name}: {size}")
+        for x, y, name in ((-0.7, 0.85, "mean"), (-0.7, -0.75, "log-variance"), (1.1, 0, "z"))
     )
-    page.write((0, 3.2), "reconstruction loss", color=VERMILION, weight="bold")
-    for picture, x in ((image, -1.3), (reconstruction, 1.3)):
-        page.arrow(picture.top, (x, 3.2), VERMILION, "angle,angleA=90,angleB=0")
-    return page.figure
-
-
-def draw_label(page: Page, classes: int, embedding: tuple[int], ends: list[Point]) -> None:
-    """The label as a one-hot vector, its embedding, and from there an arrow to each of these ends."""
-    box, side = page.box((0, -2.6), embedding, PURPLE, f"embedding: {embedding[0]}"), 2.4 / max(classes, 10)
-    for index in range(classes):
-        colour = PURPLE if index == min(3, classes - 1) else WHITE  # 3 is the digit in the picture
-        corner = ((index - classes / 2) * side, -4)
-        page.axes.add_patch(Rectangle(corner, side, side, facecolor=colour, edgecolor=BLACK))
-    page.write((0, -4.25), f"label, one-hot: {classes}")
-    page.arrow((0, -4 + side), box.bottom, PURPLE)
-    page.write((0.2, -3.35), "linear, no bias", ha="left")
-    for end in ends:
-        page.arrow(box.left if end[0] < 0 else box.right, end, PURPLE, "angle,angleA=0,angleB=90")
-
-
-def draw_row(model: nn.Module, heights: Point, title: str) -> tuple[Page, dict, list[Box]]:
-    """Image, encoder, gap, decoder, reconstruction. Gives page, shapes, and the boxes at the ends and at the gap."""
-    shapes = output_shapes(model, torch.zeros(1, *model.image_shape), torch.zeros(1, dtype=torch.int64))
-    depth, ink = len(model.encoder) - 1, torch.from_numpy(digits(4, seed=0)[0][3])[None, None] / 255
-    picture = F.interpolate(ink, size=model.image_shape[1:], mode="bilinear")
-    encoder, decoder = ([f"{half}.{step}" for step in range(depth)] for half in ("encoder", "decoder"))
-    xs, end = [2.1 + step for step in range(depth + 1)], 2.1 + max(depth, 2) + 1.6  # 2: room for the formula
-    page, row = Page((-end - 1, end + 1), heights, title), []
-    for x, name in zip([-x for x in reversed(xs)] + xs, [*encoder, "to_code.0", "from_code.0", *decoder]):
-        shape, colour = shapes[name], SKY if x < 0 else GREEN
-        row.append(page.box((x, 0), shape, colour, str(shape[0]), " x ".join(map(str, shape[1:]))))
-    blurred, ends = F.avg_pool2d(picture, 3, stride=1, padding=1), []
-    left = (-end, picture, "image", "image", "encoder", BLUE)
-    for x, image, label, name, half, colour in (left, (end, blurred, "reconstruction", "decoder", "decoder", GREEN)):
-        page.axes.imshow(image[0, 0].numpy(), extent=(x - 0.9, x + 0.9, -0.9, 0.9), cmap="gray", vmin=0, vmax=1)
-        ends.append(Box((x - 0.9, 0), (x + 0.9, 0), (x, 0.9), (x, -0.9)))
-        page.write(ends[-1].bottom, label, -0.5)
-        page.write(ends[-1].bottom, " x ".join(map(str, shapes[name])), -1.5, color=GREY)
-        page.write((np.sign(x) * (xs[1] + xs[-1]) / 2, -0.9), half, -0.5, color=colour, weight="bold")
-    page.connect(ends[0], *row[: depth + 1])
-    page.connect(*row[depth + 1 :], ends[1])
-    return page, shapes, [ends[0], row[depth], row[depth + 1], ends[1]]
+    for start, end in ((ends[0], mean), (ends[0], log_variance), (mean, z), (log_variance, z), (z, ends[1])):
+        draw_arrow(start, end)
+    noise = draw_box(ax, 1.1, 1.9, (1,), WHITE, "noise ~ N(0, 1)")
+    draw_arrow(noise, z, GREY, ("bottom", "top"))
+    ax.text(1.1, 2.45, "z = mean + exp(log-variance / 2) × noise", **TEXT)
+    ax.text(-0.7, 1.75, "KL divergence\nto N(0, 1)", **TEXT | {"color": VERMILION, "weight": "bold"})
+    loss = draw_box(ax, 0, 3.1, (1,), VERMILION, "reconstruction loss")
+    draw_arrow(boxes[0], loss, VERMILION, ("top", "left"), "angle,angleA=90,angleB=0")
+    draw_arrow(boxes[-1], loss, VERMILION, ("top", "right"), "angle,angleA=90,angleB=0")
+    label = draw_box(ax, 0, -3.5, (model.classes,), PURPLE, below=f"label, one-hot: {model.classes}")
+    embedding = draw_box(ax, 0, -2.2, shapes["embedding"], PURPLE, f"embedding: {shapes['embedding'][0]}")
+    draw_arrow(label, embedding, PURPLE, ("top", "bottom"))
+    for end, side, sees in zip(ends, ("left", "right"), halves.values()):
+        if sees:
+            draw_arrow(embedding, end, PURPLE, (side, "bottom"), "angle,angleA=0,angleB=90")
+    return ax.figure

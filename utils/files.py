@@ -65,10 +65,7 @@ def load_tensors(path: Path) -> dict:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch itself does not look at the checksums
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise TypeError(f"it holds a {type(content).__name__}")
-        return content
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile and torch raise a dozen types, depending on where the file breaks off
@@ -107,7 +104,6 @@ def folder_lock(folder: Path, patience: float = -1) -> Iterator[None]:
 
 def lock_run_dir(folder: Path) -> Path:
     """Hold a folder until this process ends, however it ends; the folder itself. StorageError if it is in use."""
-    folder = Path(folder)
     if (resolved := folder.resolve()) not in RUN_LOCKS:
         held = ExitStack()
         held.enter_context(folder_lock(folder, patience=0))

@@ -9,25 +9,20 @@ encoder sees the true label, the decoder the wrong one. A code is the mean of q(
 """
 
 from collections.abc import Callable
-from math import log, prod
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from utils.checks import check_integers, check_labels, check_range, check_same_shape
+from utils.checks import check_labels, check_same_shape
 from utils.classifiers import in_parts, predict_labels
 from utils.cvae import ConditionalVAE
-from utils.data import BORDER, CLASSES, PET, foreground, normalise
+from utils.data import BORDER, CLASSES, foreground, normalise
 from utils.losses import kl_loss
 
 THRESHOLD = 0.5  # a pixel is foreground where its probability is at least this
 CANDIDATES = 100  # among so many a source has to be found again
 BATCH = 500  # images that a conditional VAE encodes or decodes at a time
-
-
-# --- Segmentation -----------------------------------------------------------------------------------------------------
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
@@ -47,10 +42,8 @@ def confusion(predicted: Tensor, target: Tensor, counted: Tensor | None = None) 
 
     All masks are bool (N, ...) of one shape, or ValueError is raised; `counted` is False for pixels to leave out.
     """
+    check_same_shape(predicted=predicted, target=target)
     counted = torch.ones_like(target) if counted is None else counted
-    for name, mask in {"predicted": predicted, "target": target, "counted": counted}.items():
-        if mask.dtype != torch.bool or mask.shape != target.shape:
-            raise ValueError(f"{name} is {mask.dtype} {tuple(mask.shape)}, expected bool {tuple(target.shape)}")
     return in_parts(count_cells, predicted, target, counted, size=256)  # to add up bools, torch makes an int64 of each
 
 
@@ -84,12 +77,7 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def segmentation_scores(predicted: Tensor, trimaps: Tensor) -> dict[str, float]:
-    """All scores of masks, bool (N, 1, H, W), against trimaps, uint8 (N, 1, H, W) in {1, 2, 3}; each in 0..1.
-
-    ValueError if there is no image, the shapes differ, or a trimap holds other values.
-    """
-    check_integers(images=len(trimaps))
-    check_range(PET, BORDER, trimaps=trimaps)
+    """All scores of masks, bool (N, 1, H, W), against trimaps, uint8 (N, 1, H, W) in {1, 2, 3}; each in 0..1."""
     target = foreground(trimaps)
     counts = confusion(predicted, target)
     whole, inside = counts.sum(0), confusion(predicted, target, counted=trimaps != BORDER).sum(0)
@@ -97,39 +85,6 @@ def segmentation_scores(predicted: Tensor, trimaps: Tensor) -> dict[str, float]:
     scores = {name: measure(whole).item() for name, measure in measures.items()}
     scores["iou_per_image"] = iou(counts).mean().item()
     return scores | {f"{name}_border_ignored": measure(inside).item() for name, measure in measures.items()}
-
-
-def baseline_scores(train_trimaps: Tensor, test_trimaps: Tensor) -> dict[str, dict[str, float]]:
-    """Scores of two guesses that look at no image: everything is foreground, and the mean training mask.
-
-    Trimaps are uint8 (N, 1, H, W) in {1, 2, 3}, of one size, or ValueError is raised.
-    """
-    check_integers(training_images=len(train_trimaps), test_images=len(test_trimaps))
-    check_range(PET, BORDER, training_trimaps=train_trimaps)
-    check_same_shape(training_trimaps=train_trimaps[0], test_trimaps=test_trimaps[0])
-    everything = torch.ones_like(test_trimaps, dtype=torch.bool)
-    mean_mask = foreground(train_trimaps).float().mean(0, keepdim=True) >= THRESHOLD  # (1, 1, H, W)
-    return {
-        "all_foreground": segmentation_scores(everything, test_trimaps),
-        "mean_mask": segmentation_scores(mean_mask.expand_as(everything), test_trimaps),
-    }
-
-
-def bootstrap_iou_difference(before: Tensor, after: Tensor, resamples: int = 1000) -> tuple[float, float, float]:
-    """Accumulated IoU of `after` minus that of `before`, and the ends of its 95 % bootstrap interval over images.
-
-    Counts are int64 (N, 4) of two models on the same N images, which are drawn anew `resamples` times, with replacement
-    (Efron 1979, the percentile method).
-    """
-    check_integers(images=len(before), resamples=resamples)
-    check_same_shape(counts_before=before, counts_after=after)
-    drawn = torch.randint(len(before), (resamples, len(before)), generator=torch.Generator().manual_seed(0))
-    differences = iou(after[drawn].sum(1)) - iou(before[drawn].sum(1))  # (resamples,)
-    low, high = differences.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return (iou(after.sum(0)) - iou(before.sum(0))).item(), low, high
-
-
-# --- What a conditional VAE makes of a label --------------------------------------------------------------------------
 
 
 def encode(model: ConditionalVAE, images: Tensor, labels: Tensor) -> Tensor:
@@ -151,7 +106,6 @@ def generate(model: ConditionalVAE, images: Tensor, sent: Tensor, encoder_labels
 
 def evaluate_elbo(model: ConditionalVAE, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Minus the ELBO and its two parts: means in nats per image, with one drawn code each; arguments as in `encode`."""
-    check_integers(images=len(images))
     model.eval()
 
     def two_parts(images: Tensor, labels: Tensor) -> Tensor:
@@ -186,14 +140,12 @@ def label_following(
         correlation between source and output (literal), mean over the labels sent, in -1..1.
     """
     check_labels(labels, len(images), CLASSES)
-    check_integers(2, different_labels=len(labels.unique()))
     true_codes, rows = encode(model, images, labels), {}
     for label in range(CLASSES):
         sent = torch.full_like(labels, label)
         codes = encode(model, images, sent)
         outputs, wrong = decode(model, codes, sent), labels != label
-        swapped = outputs if torch.equal(codes, true_codes) else decode(model, true_codes, sent)
-        row = agreement(judge, outputs, swapped, labels, label)
+        row = agreement(judge, outputs, decode(model, true_codes, sent), labels, label)
         row["source_retrieval"] = retrieved(encode(model, outputs, sent), codes)[wrong]
         if guide is not None:
             row["guide_agreement"] = (predict_labels(guide, outputs) == label)[wrong]
@@ -207,10 +159,9 @@ def label_following(
 def agreement(judge: nn.Module, outputs: Tensor, swapped: Tensor, labels: Tensor, sent: int) -> dict[str, Tensor]:
     """What the judge reads, image by image, off outputs (N, C, H, W) that were all sent with one label: bools."""
     wrong, predicted = labels != sent, predict_labels(judge, outputs)
-    swap = predicted if swapped is outputs else predict_labels(judge, swapped)
     return {
         "wrong_label_agreement": (predicted == sent)[wrong],
-        "swap_agreement": (swap == sent)[wrong],
+        "swap_agreement": (predict_labels(judge, swapped) == sent)[wrong],
         "true_class_agreement": (predicted == labels)[wrong],
         "right_label_agreement": (predicted == sent)[~wrong],
     }
@@ -250,81 +201,3 @@ def baselines(model: ConditionalVAE) -> dict[str, SimpleNamespace]:
     random = {"encode": draw, "decode": model.decode}
     both = {"copy the source": copy, "random code": random}
     return {name: SimpleNamespace(eval=model.eval, **functions) for name, functions in both.items()}
-
-
-# --- Codes ------------------------------------------------------------------------------------------------------------
-
-
-def linear_probe(known: Tensor, labels: Tensor, codes: Tensor, answers: Tensor) -> float:
-    """How well a linear classifier, fitted by least squares, reads the class off the code: share in 0..1, chance 0.1.
-
-    It is fitted to codes `known` (M, latent size) with labels (M,), and reads `codes`, whose labels are `answers`.
-    """
-    check_integers(known=len(known), codes=len(codes))
-    check_labels(labels, len(known), CLASSES)
-    check_labels(answers, len(codes), CLASSES)
-    design, asked = (F.pad(part.double(), (0, 1), value=1.0) for part in (known, codes))  # a column of ones
-    weights = torch.linalg.lstsq(design, F.one_hot(labels, CLASSES).double()).solution
-    return ((asked @ weights).argmax(1) == answers).double().mean().item()
-
-
-def linear_discriminant_projection(codes: Tensor, labels: Tensor) -> Tensor:
-    """Codes (N, latent size) on the plane where the classes lie farthest apart, in units of the deviation: (N, 2).
-
-    Linear discriminants (Fisher 1936): whiten the codes, then take the first two principal directions of class means.
-    """
-    check_labels(labels, len(codes), CLASSES)
-    check_integers(2, classes=len(labels.unique()), latent_size=codes.shape[1])
-    centred = codes.double() - codes.double().mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(codes))
-    white = centred @ vectors / values.clamp(min=1e-9).sqrt()
-    means = torch.stack([white[labels == label].mean(0) for label in labels.unique()])  # (classes, latent size)
-    return white @ torch.linalg.svd(means, full_matrices=False).Vh[:2].T
-
-
-# --- Attributes of images, float (N, C, H, W) in 0..1 -----------------------------------------------------------------
-
-
-def thickness(images: Tensor) -> Tensor:
-    """Width of the stroke of digits (N, 1, H, W) in pixels, (N,): twice the ink over its outline.
-
-    A stroke of width w and length l has the area w l and an outline of 2 (w + l), so this is a bit less than w. The
-    length of the outline is the total variation, the sum of all gradients' lengths (Rudin, Osher and Fatemi 1992).
-    """
-    padded = F.pad(images, (1, 1, 1, 1))
-    across = padded[..., :-1, 1:] - padded[..., :-1, :-1]
-    down = padded[..., 1:, :-1] - padded[..., :-1, :-1]
-    outline = torch.hypot(across, down).flatten(1).sum(1)
-    return 2 * images.flatten(1).sum(1) / outline.clamp(min=1e-6)
-
-
-def slant(images: Tensor) -> Tensor:
-    """Shear of the ink of digits (N, 1, H, W), (N,): pixels to the right for each pixel up, -mu11 / mu02.
-
-    By the central moments of the image, as in Morpho-MNIST (Castro et al. 2019, arXiv:1809.10780).
-    """
-    ink = images[:, 0] / images[:, 0].sum((1, 2), keepdim=True).clamp(min=1e-6)  # (N, H, W), sums to 1
-    rows, columns = (torch.arange(side, dtype=ink.dtype, device=ink.device) for side in ink.shape[1:])
-    y = rows[:, None] - (ink.sum(2) @ rows)[:, None, None]  # (N, H, 1), from the centre of the ink
-    x = columns - (ink.sum(1) @ columns)[:, None, None]  # (N, 1, W)
-    return -(ink * x * y).sum((1, 2)) / (ink * y**2).sum((1, 2)).clamp(min=1e-6)
-
-
-def mean_colour(images: Tensor) -> Tensor:
-    """Mean of each channel, (N, C) in 0..1."""
-    return images.mean((2, 3))
-
-
-def peak_signal_to_noise(sources: Tensor, outputs: Tensor) -> Tensor:
-    """PSNR of each output in dB, (N,): -10 log10 of its mean squared error; infinite where nothing differs."""
-    check_same_shape(sources=sources, outputs=outputs)
-    return -10 * (outputs - sources).square().flatten(1).mean(1).log10()
-
-
-def bits_per_dimension(nats: float, image_shape: tuple[int, ...]) -> float:
-    """Bits for each of the C * H * W values of an image, each rounded to one of 256 levels in 0..1.
-
-    From minus a log-density in nats per image: nats / (C H W log 2) + log2(256), since the density is taken to be the
-    same all over one level, 1/256 wide (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
-    """
-    return nats / (prod(image_shape) * log(2)) + 8

@@ -43,7 +43,7 @@ MEASURES = {  # key of the json files: (title, format)
     "bits_per_dim": ("bits per dimension", "{:.2f}"),
     "psnr": ("PSNR", "{:.1f} dB"),
 }
-FOLLOWING = ("wrong_label_agreement", "true_class_agreement", "source_retrieval")
+REMEDY = "clone the course anew with the sizes that it has, or set pretrained to False"
 NAMES = {"label_following": "label-following", "all_foreground": "all foreground", "mean_mask": "mean training mask"}
 
 
@@ -70,16 +70,14 @@ def build_network(part: str, name: str, recipe: dict) -> nn.Module:
     """A network of the published sizes, with random weights."""
     if part == "unet":
         return build_unet(name, recipe["base_channels"], recipe["depth"])
-    sizes = recipe["latent_size"], recipe["base_channels"]
-    digits = {"judge": build_digit_judge, "guide": build_digit_guide}
-    digits |= dict.fromkeys(("plain", "label_following"), lambda: build_digit_vae(*sizes, "both"))
-    pictures = {
-        "judge": lambda: build_picture_judge(recipe["judge_channels"]),
-        "guide": lambda: build_picture_guide(recipe["guide_channels"]),
-        "plain": lambda: build_picture_vae(*sizes, "both", 0),
-        "label_following": lambda: build_picture_vae(*sizes, "decoder", recipe["hidden"]),
-    }
-    return (digits if part == "cvae_mnist" else pictures)[name]()
+    digits, sizes = part == "cvae_mnist", (recipe["latent_size"], recipe["base_channels"])
+    if name == "judge":
+        return build_digit_judge() if digits else build_picture_judge(recipe["judge_channels"])
+    if name == "guide":
+        return build_digit_guide() if digits else build_picture_guide(recipe["guide_channels"])
+    if digits:
+        return build_digit_vae(*sizes, "both")
+    return build_picture_vae(*sizes, *(("both", 0) if name == "plain" else ("decoder", recipe["hidden"])))
 
 
 def load_weights(part: str, name: str, model: nn.Module, folder: Path = RESULTS) -> nn.Module:
@@ -87,35 +85,31 @@ def load_weights(part: str, name: str, model: nn.Module, folder: Path = RESULTS)
 
     PublishedError if they are missing, or those of a network of another size; DamagedFileError if they are damaged.
     """
-    path = find_file(folder / f"{part}_{name}.pt")
-    weights, shapes = load_tensors(path), {key: tensor.shape for key, tensor in model.state_dict().items()}
-    if {key: tensor.shape for key, tensor in weights.items()} != shapes:
-        remedy = "leave the sizes of the networks as they are, or set pretrained to False"
-        raise PublishedError(f"{path} is of a network of another size: {remedy}")
-    model.load_state_dict(weights)
+    path = folder / f"{part}_{name}.pt"
+    if not path.is_file():
+        raise PublishedError(f"{path} is missing: {REMEDY}")
+    weights = load_tensors(path)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise PublishedError(f"{path} is of a network of another size: {REMEDY}") from error
     return model.eval()
 
 
 def load_numbers(part: str, folder: Path = RESULTS) -> dict:
     """What a part's json file holds; PublishedError if it is missing or damaged."""
-    path = find_file(folder / f"{part}.json")
+    path = folder / f"{part}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PublishedError(f"{path} is damaged: clone the course anew, or set pretrained to False") from error
+    except (FileNotFoundError, ValueError) as error:
+        found = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        raise PublishedError(f"{path} is {found}: {REMEDY}") from error
 
 
 def load_trainings(part: str, folder: Path = RESULTS) -> dict[str, Training]:
     """How the trainings of a part's networks went, by name; errors as in `load_numbers`."""
     trainings = load_numbers(f"{part}_trainings", folder)["trainings"]
     return {name: Training(**training) for name, training in trainings.items()}
-
-
-def find_file(path: Path) -> Path:
-    """The path, if there is such a file."""
-    if not path.is_file():
-        raise PublishedError(f"{path} is missing: clone the course anew, or set pretrained to False")
-    return path
 
 
 def save_results(folder: Path, part: str, numbers: dict, trainings: dict[str, Training], networks: dict) -> None:
@@ -175,11 +169,9 @@ def unet_tables(results: dict) -> dict[str, str]:
 
 def variant_cell(variants: dict, down: str, loss: str) -> str:
     """What the 2x2 table says of one variant."""
-    decoders = {"Tr": "transposed convolution", "Ups": "bilinear upsampling"}
-    for name, row in variants.items():
-        its_down, up, its_loss = name.split("+")
-        if (its_down, its_loss) == (down, loss):
-            return f"**IoU {row['iou']:.3f}**<br>{up} ({decoders[up]})<br>{row['parameters'] / 1e6:.2f} M parameters"
+    for up, decoder in {"Tr": "transposed convolution", "Ups": "bilinear upsampling"}.items():
+        if row := variants.get(f"{down}+{up}+{loss}"):
+            return f"**IoU {row['iou']:.3f}**<br>{up} ({decoder})<br>{row['parameters'] / 1e6:.2f} M parameters"
     return "not trained"
 
 
@@ -187,7 +179,8 @@ def cvae_tables(results: dict) -> dict[str, str]:
     """Part 2a or 2b: what became of the label, the other measures of it, and the parts of the ELBO."""
     models, name = results["models"], f"cvae-{results['dataset']}"
     rows, measured = models | baseline_rows(results), [key for key in MEASURES if key in models["plain"]]
-    first = [*FOLLOWING, "psnr" if "psnr" in measured else "negative_elbo"]
+    first = ["wrong_label_agreement", "true_class_agreement", "source_retrieval"]
+    first.append("psnr" if "psnr" in measured else "negative_elbo")
     more = [key for key in measured if key not in first and key.endswith(("agreement", "correlation"))]
     nats = [key for key in measured if key not in first + more or key == "negative_elbo"]
     tables = {name: (rows, first), f"{name}-more": (rows, more), f"{name}-elbo": (models, nats)}

@@ -10,8 +10,8 @@ import os
 import platform
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,12 @@ def check_parameters(notebook: str, values: dict[str, Any]) -> None:
 def same_kind(value: Any, default: Any) -> bool:
     """Whether a value can stand in the place of the default; a list within a list has its length, too."""
     if isinstance(default, list):
-        pair = isinstance(default[0], list)
-        fits = isinstance(value, list) and value and all(same_kind(part, default[0]) for part in value)
-        return bool(fits) and (not pair or all(len(part) == len(default[0]) for part in value))
+        filled = isinstance(value, list) and len(value) > 0
+        alike = filled and all(same_kind(part, default[0]) for part in value)
+        return alike and all(len(part) == len(default[0]) for part in value if isinstance(part, list))
     if isinstance(default, str):
         return isinstance(value, str)
-    number = type(value) is type(default) or (type(default), type(value)) == (float, int)
-    return number and isfinite(value) and value >= 0
+    return type(value) in (type(default), int if type(default) is float else None) and isfinite(value) and value >= 0
 
 
 # --- In a notebook ----------------------------------------------------------------------------------------------------
@@ -90,45 +89,28 @@ class Run:
 
     part: str
     dataset: str
-    pretrained: bool
     seed: int
-    run_dir: Path
     recipe: dict[str, Any]  # the parameters that decide what comes out
+    published: dict[str, Any]  # the published numbers of a pretrained run, else nothing
     device: torch.device
-
-    @property
-    def data_dir(self) -> Path:
-        """Where the data sets lie: the environment variable DATA_DIR, or data/."""
-        return Path(os.environ.get("DATA_DIR", "data"))
-
-    @property
-    def results_dir(self) -> Path:
-        """Where this run's figures and numbers go."""
-        return self.run_dir / ("pretrained" if self.pretrained else "results")
-
-    @cached_property
-    def published(self) -> dict:
-        """The published numbers; PublishedError if they are of another data set than this run's."""
-        numbers = results.load_numbers(self.part)
-        if self.dataset != numbers["dataset"]:
-            theirs = f"the published networks were trained on {numbers['dataset']!r}, not on {self.dataset!r}"
-            raise PublishedError(f"{theirs}: set dataset to that, or pretrained to False")
-        return numbers
+    run_dir: Path  # of checkpoints
+    results_dir: Path  # of figures and numbers
+    data_dir: Path
 
     def train(
-        self, name: str, model: nn.Module, batches, loss, score, *, settings: dict, network=None, **recipe
-    ) -> tuple[nn.Module, Training]:
+        self, name: str, model: nn.Module, *arguments, settings: dict, network: nn.Module | None = None, **recipe
+    ):
         """A trained network and how its training went: `fit` with its checkpoint in run_dir or, pretrained, published.
 
-        `network` is the part of the model that is kept, by default all of it. `settings` are those of `fit`; data set
-        and seed are added.
+        `network` is the part of the model that is kept, by default all of it. The other arguments are those of `fit`;
+        data set and seed are added to its `settings`.
         """
         network = model if network is None else network
-        if self.pretrained:
+        if self.published:
             return results.load_weights(self.part, name, network), results.load_trainings(self.part)[name]
         settings = {"dataset": self.dataset, "seed": self.seed} | settings
-        places = {"checkpoint": self.run_dir / f"{name}.pt", "settings": settings, "label": name}
-        training = fit(model, batches, loss, score, **places, **recipe)
+        checkpoint = self.run_dir / f"{name}.pt"
+        training = fit(model, *arguments, checkpoint=checkpoint, settings=settings, label=name, **recipe)
         clear_output()  # the progress bar has done its work
         return network.eval(), training
 
@@ -150,19 +132,28 @@ class Run:
 
 
 def start(notebook: str, names: dict[str, Any]) -> Run:
-    """Check a notebook's parameters (found among its names), lock its run_dir, and say what it runs on."""
+    """Check a notebook's parameters (found among its names), lock its run_dir, and say what it runs on.
+
+    Raises ParameterError, StorageError if the run_dir is in use, or PublishedError if a pretrained run is to have
+    other data than that of the published networks. Data lies in data/, or where the variable DATA_DIR says.
+    """
     check_parameters(notebook, names)
     part = next(part for part, its_notebook in NOTEBOOKS.items() if its_notebook == notebook)
     recipe = {name: names[name] for name in defaults(notebook) if name not in NOT_RECIPE}
-    about = (names[name] for name in ("dataset", "pretrained", "seed"))
-    run = Run(part, *about, lock_run_dir(Path(names["run_dir"])), recipe, best_device())
+    dataset, published = names["dataset"], results.load_numbers(part) if names["pretrained"] else {}
+    if published and dataset != published["dataset"]:
+        theirs = f"the published networks were trained on {published['dataset']!r}, not on {dataset!r}"
+        raise PublishedError(f"{theirs}: set dataset to that, or pretrained to False")
+    run_dir, data_dir = lock_run_dir(Path(names["run_dir"])), Path(os.environ.get("DATA_DIR", "data"))
+    folders = run_dir, run_dir / ("pretrained" if published else "results"), data_dir
+    run = Run(part, dataset, names["seed"], recipe, published, best_device(), *folders)
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": 65})  # PNG would outgrow GitHub's limit
     plt.rcParams["figure.dpi"] = 72
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    print(f"{versions}, {run.device.type}, {best_precision(run.device)}\ndata set: {run.dataset}")
-    if run.pretrained:
-        print(f"networks: published, trained on {run.published['dataset']} by this notebook with pretrained = False")
-    if run.dataset == "stand-in":
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, {run.device.type}, ", end="")
+    print(f"{best_precision(run.device)}\ndata set: {dataset}")
+    if published:
+        print(f"networks: published, trained on {dataset} by this notebook with pretrained = False")
+    if dataset == "stand-in":
         print("\n*** STAND-IN DATA: DRAWN BY THE PROGRAM. NOTHING BELOW IS A RESULT. ***")
     return run
 
@@ -176,11 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     options = parse(arguments)
     try:
-        plan = [(name, parameters_for(name, options)) for name in options.notebooks]
-        refuse_unknown(options)
-        for name, parameters in plan:
-            check_parameters(name, parameters)
-        for name, parameters in plan:
+        plan = {name: parameters_for(name, options) for name in options.notebooks}  # all checked before the first runs
+        for name, parameters in plan.items():
             execute(name, parameters, ROOT / ("runs/quick" if options.quick else "runs"))
             if options.publish:
                 publish(name, trained=parameters.get("pretrained") is False)
@@ -208,26 +196,25 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def parameters_for(name: str, options: argparse.Namespace) -> dict:
-    """Quick values first, the command line's over them, as far as this notebook knows them."""
-    known = defaults(name)
-    given = {key: value_of(text) for key, text in options.parameter if key in known}
+    """Quick values first, the command line's over them, as far as this notebook knows them.
+
+    ParameterError for one that no notebook knows (a misspelt one would be ignored), or a value that makes no sense.
+    """
+    known = set().union(*map(defaults, options.notebooks))
+    if unknown := sorted(dict(options.parameter).keys() - known):
+        raise ParameterError(
+            f"no notebook has the parameter {', '.join(unknown)}; there are: {', '.join(sorted(known))}"
+        )
+    given = {key: value_of(text) for key, text in options.parameter if key in defaults(name)}
+    check_parameters(name, given)
     return (QUICK[name] if options.quick else {}) | given
 
 
 def value_of(text: str) -> object:
     """What was typed, as JSON (2e-3, [[64, 3]], true, "text") where it is, else as it stands."""
-    try:
+    with suppress(json.JSONDecodeError):
         return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def refuse_unknown(options: argparse.Namespace) -> None:
-    """A misspelt parameter would otherwise be ignored."""
-    known = set().union(*(defaults(name) for name in options.notebooks))
-    if unknown := sorted(dict(options.parameter).keys() - known):
-        there = f"there are: {', '.join(sorted(known))}"
-        raise ParameterError(f"no notebook has the parameter {', '.join(unknown)}; {there}")
+    return text
 
 
 def execute(name: str, parameters: dict, folder: Path) -> Path:
@@ -252,7 +239,7 @@ def publish(name: str, trained: bool) -> None:
     """Put what a run of the default recipe has left in the place of what is published, by an executed notebook.
 
     After a training, its weights, numbers and figures go to Results/ first. The notebook is then always one that was
-    run from the published weights, so that it shows what anybody gets who runs it.
+    run from the published weights, so that it shows what anybody gets who runs it. ValueError for stand-in data.
     """
     import nbformat
 
@@ -262,9 +249,8 @@ def publish(name: str, trained: bool) -> None:
         execute(name, {}, ROOT / "runs")
     copy_results(run_dir / "pretrained", "*.png")
     content = nbformat.read(ROOT / "runs" / name, as_version=4)
-    for part in [content, *content.cells]:
-        part.metadata.pop("papermill", None)  # paths and times of this machine
-        part.metadata.pop("execution", None)
+    for part in [content, *content.cells]:  # without paths and times of this machine
+        part.metadata = {key: value for key, value in part.metadata.items() if key not in ("papermill", "execution")}
     write_atomically(ROOT / name, lambda temporary: nbformat.write(content, temporary))
     results.update_pages()
 

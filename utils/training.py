@@ -11,10 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR, OneCycleLR
 from tqdm import tqdm
 
-from utils.checks import check_integers, check_not_negative
 from utils.files import load_tensors, save_tensors
-
-SHORTEST_CYCLE = 10  # optimiser steps: with fewer, the schedule's warm-up has none
 
 
 class CheckpointError(RuntimeError):
@@ -42,13 +39,10 @@ def best_device() -> torch.device:
 
 def best_precision(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies in it, else float32. Elsewhere bfloat16 is emulated, and slower."""
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
-    else:
-        # Underscored, but the only place where torch tells; None on a torch or processor that has no such question.
-        ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-        native = device.type == "cpu" and ask is not None and ask()
-    return torch.bfloat16 if native else torch.float32
+    # Underscored, but the only place where torch tells; absent from a torch or processor that has no such question.
+    native = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if native or ampere else torch.float32
 
 
 def fit(
@@ -88,17 +82,14 @@ def fit(
             2013, arXiv:1211.5063, algorithm 1).
 
     Raises:
-        ValueError: if there are too few steps for a cycle, or a rate, decay or momentum is out of range.
+        ValueError: if there are too few steps for a cycle.
         CheckpointError: if `checkpoint` belongs to another training, or was left by another version of torch.
         DamagedFileError, StorageError: if `checkpoint` cannot be read or written.
         DivergedError: if the loss becomes NaN or infinite.
     """
-    check_integers(epochs=epochs)
-    check_not_negative(learning_rate=learning_rate, weight_decay=weight_decay, momentum=momentum or 0)
     steps, device = epochs * len(batches), next(model.parameters()).device
-    if steps < SHORTEST_CYCLE:
-        needed = f"a one-cycle schedule needs {SHORTEST_CYCLE} steps or more"
-        raise ValueError(f"{epochs} epochs of {len(batches)} batches: {needed}")
+    if steps < 10:  # with fewer, the schedule's warm-up has none
+        raise ValueError(f"{epochs} epochs of {len(batches)} batches: 10 steps are needed at the least")
     optimiser, schedule = build_optimiser(model, steps, learning_rate, weight_decay, momentum)
     recipe = {"epochs": epochs, "learning_rate": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
     settings = {**settings, **recipe, "max_grad_norm": max_grad_norm}
@@ -183,8 +174,8 @@ def refuse_divergence(losses: Tensor, epoch: int, checkpoint: Path) -> None:
     if not (finite := losses.isfinite()).all():
         first = finite.int().argmin().item()
         last = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
-        where = f"step {first + 1} of epoch {epoch + 1}; {last}"
-        raise DivergedError(f"the loss became {losses[first].item()} in {where}; lower the learning rate")
+        found = f"the loss became {losses[first].item()} in step {first + 1} of epoch {epoch + 1}"
+        raise DivergedError(f"{found}; {last}; lower the learning rate")
 
 
 def record(state: dict, row: dict[str, float], seconds: float, model: nn.Module) -> None:
@@ -200,9 +191,8 @@ def record(state: dict, row: dict[str, float], seconds: float, model: nn.Module)
 def load_checkpoint(checkpoint: Path, settings: dict) -> dict:
     """The state of a training with these settings, to be gone on with by this torch, or a CheckpointError."""
     state = load_tensors(checkpoint)
-    if missing := sorted({"settings", "torch", "history", "model"} - state.keys()):
-        no_checkpoint = f"{checkpoint} is no checkpoint of a training (no {missing[0]})"
-        raise CheckpointError(f"{no_checkpoint}: delete it or move it away")
+    if not {"settings", "torch", "history", "model"} <= state.keys():
+        raise CheckpointError(f"{checkpoint} is no checkpoint of a training: delete it or move it away")
     theirs = state["settings"]
     differing = [name for name in sorted(theirs.keys() | settings.keys()) if theirs.get(name) != settings.get(name)]
     if differing:
@@ -214,9 +204,6 @@ def load_checkpoint(checkpoint: Path, settings: dict) -> dict:
     return state
 
 
-# --- Muon -------------------------------------------------------------------------------------------------------------
-
-
 class Muon(torch.optim.Optimizer):
     """Nesterov's momentum (Sutskever et al. 2013, equations 3 and 4), orthogonalised for the weights of convolutions.
 
@@ -225,11 +212,10 @@ class Muon(torch.optim.Optimizer):
     Each such weight is also kept at the length of an orthogonal matrix, so that a rate means the same turn throughout:
     for networks with normalisation, whose learnt scales make up for it. (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon, whose airbench does so.) Other parameters lose `weight_decay` times `lr`
-    of their length in each step. ValueError if a number is negative or not finite.
+    of their length in each step.
     """
 
     def __init__(self, parameters, lr: float, momentum: float, weight_decay: float):
-        check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
