@@ -41,13 +41,13 @@ from torchvision.datasets import MNIST, ImageFolder
 from torchvision.transforms import ToTensor
 from tqdm import tqdm
 
-from tests.files import idx, write_image
+from tests.files import definitions, idx, write_image
 from utils import metrics, run, standins
 from utils.cvae import build_digit_vae, build_picture_vae
-from utils.data import Batches, Split, foreground, load_pets, normalise, pet_augmentation, to_unit
+from utils.data import Batches, Split, foreground, load_pets, normalise, to_unit
 from utils.files import write_atomically
 from utils.losses import bce_loss, elbo_terms
-from utils.results import RESULTS, markdown_table
+from utils.results import NOTEBOOKS, RESULTS, markdown_table
 from utils.training import Muon, best_device, best_precision, train_epoch
 from utils.unet import BatchNorm2d, build_unet
 
@@ -82,7 +82,7 @@ ONE_EPOCH = {  # of everything that is trained, at published sizes: epochs do no
 KINDS = {  # of operations, by their names in torch
     "convolutions, forward": "aten::.*convolution",
     "convolutions, backward": "aten::convolution_backward",
-    "batch normalisation": "aten::(native_)?batch_norm.*|FoldedBatchNorm.*",
+    "batch normalisation": "aten::(native_)?batch_norm.*",
 }
 
 
@@ -252,8 +252,9 @@ def batches_of(task: str, size: int, count: int) -> Batches:
     """The course's batches, of drawn images."""
     if task == "unet":
         arrays = standins.pets(size * count, SIZE, 0)
-        return Batches(Split(*map(channels_first, arrays)), size, 0, pet_augmentation(), [SIZE])
-    images, labels = (standins.digits if task == "mnist" else standins.shapes)(size * count, 0)
+        augment = definitions(NOTEBOOKS["unet"]).pet_augmentation()
+        return Batches(Split(*map(channels_first, arrays)), size, 0, augment, [SIZE])
+    images, labels = (standins.digits if task == "mnist" else standins.letters)(size * count, 0)
     return Batches(Split(channels_first(images), torch.from_numpy(labels).long()), size, 0)
 
 
@@ -278,7 +279,7 @@ def write_files(folder: Path) -> None:
         for split in ("train", "t10k"):
             (raw / f"{split}-{kind}-ubyte").write_bytes(idx(array))
     size, count = BATCHES["cifar10"]
-    for i, (image, label) in enumerate(zip(*standins.shapes(size * count, 0))):
+    for i, (image, label) in enumerate(zip(*standins.letters(size * count, 0))):
         write_image(folder / "pictures" / str(label) / f"{i:04}.png", image)
 
 
@@ -287,7 +288,7 @@ class PetFiles(Dataset):
 
     def __init__(self, folder: Path):
         self.paths = sorted((folder / "pets").glob("*.jpg"))
-        self.augment = pet_augmentation()
+        self.augment = definitions(NOTEBOOKS["unet"]).pet_augmentation()
 
     def __len__(self) -> int:
         return len(self.paths)

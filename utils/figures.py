@@ -190,14 +190,15 @@ def plot_elbo_curves(histories: dict[str, list[dict]], dataset: str) -> Figure:
     for key, title in {"reconstruction": "Reconstruction", "kl": "KL divergence", "negative_elbo": "-ELBO"}.items():
         curves, shown = {}, []
         for (model, history), colour in zip(histories.items(), COLOURS):
+            epochs, style = range(1, len(history) + 1), {"color": colour, "marker": "o", "markersize": 3}
             for kind, prefix, line in (("validation", "validation_", "-"), ("training", "", ":")):
                 values = [row[prefix + key] for row in history]
-                style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 3}
-                curves[f"{model}, {kind}"] = (range(1, len(values) + 1), values, style)
+                curves[f"{model}, {kind}"] = (epochs, values, style | {"linestyle": line})
                 shown += values if key == "kl" else values[1:] or values
-        margin = 0.05 * (max(shown) - min(shown)) or 1
-        limits = (min(shown) - margin, max(shown) + margin)
-        panels.append((curves, {"title": title, "xlabel": "epoch", "ylabel": "nats per image", "ylim": limits}))
+        low, high, step = min(shown), max(shown), len(epochs) // 6 + 1
+        limits = (low - 0.05 * (high - low) - 1e-9, high + 0.05 * (high - low) + 1e-9)
+        labels = {"title": title, "xlabel": "epoch", "ylabel": "nats per image"}
+        panels.append((curves, labels | {"xticks": epochs[::step], "ylim": limits}))
     return plot_lines(panels, "Learning curves (the first epoch's values may lie outside)", dataset)
 
 

@@ -42,8 +42,8 @@ QUICK = {
     | {"judge_channels": 8, "judge_epochs": 3, "guide_channels": 8, "guide_epochs": 3, "batch_size": 32}
     | {"learning_rate": 2e-3, "noise": 0.6, "run_dir": "runs/quick/cvae_cifar10"},
 }
-NOT_RECIPE = ("dataset", "pretrained", "image_size", "variants", "seed")  # what is run, not how it is trained
-NOT_RECIPE += ("image_folder", "digit_image", "run_dir", "repo_url")
+# What is run, not how it is trained.
+NOT_RECIPE = {*"dataset pretrained image_size variants seed image_folder digit_image run_dir repo_url".split()}
 
 
 class ParameterError(ValueError):

@@ -21,7 +21,7 @@ def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
     for channels in (in_channels, out_channels):
         layers += [
             nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),  # batch norm has the bias
-            BatchNorm2d(out_channels),  # see below
+            BatchNorm2d(out_channels),  # fast for few channels, too
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers)
