@@ -8,6 +8,7 @@ import math
 import os
 import pkgutil
 import re
+import runpy
 import shutil
 import statistics
 import subprocess
@@ -309,7 +310,20 @@ def test_parameters_override_the_quick_values():
     given = {"size_schedule": "[[64, 3]]", "learning_rate": "2e-3", "run_dir": "runs/other"}
     typed = [word for pair in given.items() for word in ("-p", *pair)]
     expected = {"size_schedule": [[64, 3]], "learning_rate": 0.002, "run_dir": "runs/other"}
-    assert run.parameters_for(UNET, run.parse([UNET, "--quick", *typed])) == run.QUICK[UNET] | expected
+    assert run.parameters_for(UNET, run.parse([UNET, "--quick", *typed])) == [run.QUICK[UNET] | expected]
+
+
+def test_a_sweep_runs_all_combinations_of_the_listed_values(capsys):
+    typed = ["-p", "variants", '[["MP+Tr+BCE"], ["MP+Tr+Dice"]]', "-p", "seed", "[0, 1, 2]", "-p", "batch_size", "[8]"]
+    plan = run.parameters_for(UNET, run.parse([UNET, "--sweep", *typed]))
+    pairs = [([variant], seed) for variant in ("MP+Tr+BCE", "MP+Tr+Dice") for seed in range(3)]
+    assert plan == [{"variants": variants, "seed": seed, "batch_size": 8} for variants, seed in pairs]
+    for wrong, message in (
+        ("0", r"seed: in a sweep a list of values is needed, such as \[0\]"),
+        ("[-1]", "seed = -1: "),
+    ):
+        assert run.main([UNET, "--sweep", "-p", "seed", wrong]) == 1
+        assert re.search(message, capsys.readouterr().err)
 
 
 # --- run.start, and what it gives -------------------------------------------------------------------------------------
@@ -365,8 +379,8 @@ def test_a_pretrained_run_trains_nothing(start, tmp_path):
 
 
 @pytest.fixture
-def fake(tmp_path, monkeypatch):
-    """A course of nothing but part 1, where a run writes down when it came."""
+def publish(tmp_path, monkeypatch):
+    """`.ci/publish`, in a course of nothing but part 1, where a run writes down when it came."""
     runs, kept = tmp_path / "runs" / "unet", tmp_path / "Results"
     shutil.copy(ROOT / UNET, tmp_path / UNET)
     (tmp_path / "README.md").write_text("<!-- unet-2x2 -->\n<!-- /unet-2x2 -->\n", encoding="utf-8")
@@ -382,47 +396,45 @@ def fake(tmp_path, monkeypatch):
         nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), folder / name)
         files = runs / ("results" if come == "trained" else "pretrained")
         files.mkdir(parents=True, exist_ok=True)
-        for file, content in {"unet.json": '{"dataset": "oxford-iiit-pet"}', "unet_a.pt": come, "a.png": come}.items():
+        for file, content in {"unet.json": numbers, "unet_a.pt": come, "a.png": come}.items():
             (files / file).write_text(content)
+        return folder / name
 
+    def call(*words, dataset="oxford-iiit-pet"):
+        nonlocal numbers
+        numbers = json.dumps({"dataset": dataset})
+        monkeypatch.setattr(sys, "argv", ["publish", *words])
+        runpy.run_path(str(ROOT / ".ci" / "publish"), run_name="__main__")
+        return tmp_path
+
+    numbers = ""
     monkeypatch.setattr(run, "execute", execute)
-    return tmp_path
+    return call
 
 
-def test_publishing_writes_notebook_and_figures_of_a_pretrained_run(fake):
-    assert run.main(["--publish", UNET]) == 0
-    content = nbformat.read(fake / UNET, as_version=4)
+def test_publishing_writes_notebook_and_figures_of_a_pretrained_run(publish):
+    folder = publish(UNET)
+    content = nbformat.read(folder / UNET, as_version=4)
     assert [cell.source for cell in content.cells] == ["pretrained"]
     assert "papermill" not in str(content)
     assert content.cells[0].metadata == {"tags": ["kept"]}
-    assert sorted(path.name for path in (fake / "Results").iterdir()) == [
-        "a.png",
-        *(f"{p}.md" for p in sorted(NUMBERS)),
-    ]
-    assert "IoU" in (fake / "README.md").read_text(encoding="utf-8")
+    kept = sorted(path.name for path in (folder / "Results").iterdir())
+    assert kept == ["a.png", *(f"{part}.md" for part in sorted(NUMBERS))]
+    assert "IoU" in (folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_publishing_a_training_copies_its_results_and_then_runs_from_them(fake):
-    assert run.main(["--publish", UNET, "-p", "pretrained", "false"]) == 0
-    assert [cell.source for cell in nbformat.read(fake / UNET, as_version=4).cells] == ["pretrained from trained"]
-    kept = {path.name: path.read_text() for path in (fake / "Results").iterdir() if path.suffix != ".md"}
+def test_publishing_a_training_copies_its_results_and_then_runs_from_them(publish):
+    folder = publish(UNET, "--train")
+    assert [cell.source for cell in nbformat.read(folder / UNET, as_version=4).cells] == ["pretrained from trained"]
+    kept = {path.name: path.read_text() for path in (folder / "Results").iterdir() if path.suffix != ".md"}
     dataset = '{"dataset": "oxford-iiit-pet"}'
     assert kept == {"a.png": "pretrained from trained", "unet.json": dataset, "unet_a.pt": "trained"}
 
 
-@pytest.mark.parametrize("folder", ["results", "pretrained"])
-def test_stand_in_data_is_never_published(fake, folder):
-    numbers, before = fake / "runs" / "unet" / folder / "unet.json", (fake / UNET).read_bytes()
-    numbers.parent.mkdir(parents=True)
-    numbers.write_text('{"dataset": "stand-in"}')
+@pytest.mark.parametrize("options", [[], ["--train"]])
+def test_stand_in_data_is_never_published(publish, tmp_path, options):
+    before = (tmp_path / UNET).read_bytes()
     with pytest.raises(ValueError, match=r"unet\.json is of stand-in data, which is never published"):
-        run.publish(UNET, trained=folder == "results")
-    assert not (fake / "Results").exists()
-    assert (fake / UNET).read_bytes() == before
-
-
-@pytest.mark.parametrize("given", [["--quick"], ["-p", "seed", "1"], ["-p", "pretrained", "false", "-p", "seed", "1"]])
-def test_publishing_takes_no_other_values(capsys, given):
-    with pytest.raises(SystemExit):
-        run.main(["--publish", *given])
-    assert "leave out --quick and -p, but for pretrained" in capsys.readouterr().err
+        publish(UNET, *options, dataset="stand-in")
+    assert not (tmp_path / "Results").exists()
+    assert (tmp_path / UNET).read_bytes() == before

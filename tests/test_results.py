@@ -225,7 +225,7 @@ def test_links_of_the_readme_lead_somewhere():
 
 def test_the_readmes_commands_are_understood():
     """Every `python -m utils.run` of the README: its notebooks and parameters are there."""
-    commands = re.findall(r"^(?:.*(?:&&|;) )?python -m utils\.run ?(.*)$", README, re.MULTILINE)
+    commands = re.findall(r"^(?:.*(?:&&|;) )?python -m utils\.run ?(.*)$", README.replace("\\\n", ""), re.MULTILINE)
     assert commands
     for command in commands:
         options = run.parse(shlex.split(command))

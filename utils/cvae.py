@@ -66,8 +66,8 @@ class ConditionalVAE(nn.Module):
         self.image_shape, self.classes, self.latent_size = tuple(image_shape), classes, latent_size
         self.encoder_sees_label, self.decoder_sees_label = label_to != "decoder", label_to != "encoder"
         self.build_layers(base_channels, depth, hidden)
-        about = torch.tensor(-1.5)  # of a picture's pixels
-        self.log_deviation = nn.Parameter(about) if likelihood == "gaussian" else None
+        # About that of a picture's pixels.
+        self.log_deviation = nn.Parameter(torch.tensor(-1.5)) if likelihood == "gaussian" else None
 
     def build_layers(self, base_channels: int, depth: int, hidden: int) -> None:
         """Embedding, encoder and decoder; the label widens what the dense layers take in."""

@@ -31,7 +31,6 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 PET, BACKGROUND, BORDER = 1, 2, 3
 SPLIT_SEED = 0  # one hold-out for every run and seed: changing it would let choices peek at other images
 STANDIN_PETS, STANDIN_LABELLED = (320, 64, 128), (3_000, 200, 400)  # images for training, validation and test
-AHEAD = 8  # batches made at once: between two steps of training, the processor has forgotten how to make one
 
 
 class DataError(RuntimeError):
@@ -296,7 +295,7 @@ class Batches:
             steps.append(self.augment)
         chosen = order.split(self.batch_size)[: len(self)]
         batches = (transformed(self.split.images[rows], self.split.targets[rows], steps) for rows in chosen)
-        while ready := list(islice(batches, AHEAD)):
+        while ready := list(islice(batches, 8)):  # between two steps, the processor forgets how to make a batch
             yield from ready
 
 

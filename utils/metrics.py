@@ -21,7 +21,6 @@ from utils.data import BORDER, CLASSES, foreground, normalise
 from utils.losses import kl_loss
 
 THRESHOLD = 0.5  # a pixel is foreground where its probability is at least this
-CANDIDATES = 100  # among so many a source has to be found again
 BATCH = 500  # images that a conditional VAE encodes or decodes at a time
 
 
@@ -174,11 +173,11 @@ def retrieved(codes: Tensor, sources: Tensor) -> Tensor:
     the same label, so that the label gives nothing away. Both are (N, latent size), N a multiple of 100.
     """
     check_same_shape(codes=codes, sources=sources)
-    if len(codes) % CANDIDATES:
-        raise ValueError(f"{len(codes)} images: source retrieval needs a multiple of {CANDIDATES}")
-    hundreds = (part.unflatten(0, (-1, CANDIDATES)) for part in (codes, sources))  # (N / 100, 100, latent size)
+    if len(codes) % 100:
+        raise ValueError(f"{len(codes)} images: source retrieval needs a multiple of 100")
+    hundreds = (part.unflatten(0, (-1, 100)) for part in (codes, sources))  # (N / 100, 100, latent size)
     nearest = torch.cdist(*hundreds).argmin(dim=2)  # (N / 100, 100)
-    return (nearest == torch.arange(CANDIDATES, device=codes.device)).flatten()
+    return (nearest == torch.arange(100, device=codes.device)).flatten()
 
 
 def attribute_correlation(attribute: Callable[[Tensor], Tensor], sources: Tensor, outputs: Tensor) -> Tensor:

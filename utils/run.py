@@ -1,6 +1,6 @@
 """Running the notebooks: what each one starts with (`start`), and all of them in batch (`python -m utils.run --help`).
 
-Executed notebooks, checkpoints and results go to runs/. Only `--publish` writes the committed notebooks and Results/.
+Executed notebooks, checkpoints and results go to runs/. Only .ci/publish writes the committed notebooks and Results/.
 """
 
 import argparse
@@ -8,10 +8,11 @@ import ast
 import json
 import os
 import platform
-import shutil
+import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from IPython.display import clear_output
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import nn
+from tqdm import tqdm
 
 from utils import figures, results
-from utils.files import UNFINISHED, lock_run_dir, write_atomically
+from utils.files import UNFINISHED, lock_run_dir, save_json
 from utils.results import NOTEBOOKS, ROOT, PublishedError
 from utils.training import Training, best_device, best_precision, fit
 
-UNET, MNIST, CIFAR10 = NOTEBOOKS.values()
+PARTS = {notebook: part for part, notebook in NOTEBOOKS.items()}
+UNET, MNIST, CIFAR10 = PARTS
 STAND_IN = {"dataset": "stand-in", "pretrained": False}  # drawn data, and minutes instead of hours
 QUICK = {
     UNET: STAND_IN
@@ -42,8 +45,8 @@ QUICK = {
     | {"judge_channels": 8, "judge_epochs": 3, "guide_channels": 8, "guide_epochs": 3, "batch_size": 32}
     | {"learning_rate": 2e-3, "noise": 0.6, "run_dir": "runs/quick/cvae_cifar10"},
 }
-# What is run, not how it is trained.
-NOT_RECIPE = {*"dataset pretrained image_size variants seed image_folder digit_image run_dir repo_url".split()}
+NOT_RECIPE = ("dataset", "pretrained", "image_size", "variants", "seed")  # what is run, not how it is trained
+NOT_RECIPE += ("image_folder", "digit_image", "run_dir", "repo_url")
 
 
 class ParameterError(ValueError):
@@ -126,8 +129,8 @@ class Run:
         seconds = {name: sum(training.seconds) for name, training in trainings.items()}
         about = {"seed": self.seed, "recipe": self.recipe, "seconds": seconds, "versions": versions}
         numbers = {"dataset": self.dataset} | numbers | about
-        kept = {name: trainings[name] for name in networks}
-        results.save_results(self.results_dir, self.part, numbers, kept, networks)
+        trainings = {name: trainings[name] for name in networks}
+        results.save_results(self.results_dir, self.part, numbers, trainings, networks)
         return numbers
 
 
@@ -138,15 +141,14 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
     other data than that of the published networks. Data lies in data/, or where the variable DATA_DIR says.
     """
     check_parameters(notebook, names)
-    part = next(part for part, its_notebook in NOTEBOOKS.items() if its_notebook == notebook)
     recipe = {name: names[name] for name in defaults(notebook) if name not in NOT_RECIPE}
-    dataset, published = names["dataset"], results.load_numbers(part) if names["pretrained"] else {}
+    dataset, published = names["dataset"], results.load_numbers(PARTS[notebook]) if names["pretrained"] else {}
     if published and dataset != published["dataset"]:
         theirs = f"the published networks were trained on {published['dataset']!r}, not on {dataset!r}"
         raise PublishedError(f"{theirs}: set dataset to that, or pretrained to False")
-    run_dir, data_dir = lock_run_dir(Path(names["run_dir"])), Path(os.environ.get("DATA_DIR", "data"))
-    folders = run_dir, run_dir / ("pretrained" if published else "results"), data_dir
-    run = Run(part, dataset, names["seed"], recipe, published, best_device(), *folders)
+    folder, data_dir = lock_run_dir(Path(names["run_dir"])), Path(os.environ.get("DATA_DIR", "data"))
+    about = PARTS[notebook], dataset, names["seed"], recipe, published, best_device()
+    run = Run(*about, folder, folder / ("pretrained" if published else "results"), data_dir)
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": 65})  # PNG would outgrow GitHub's limit
     plt.rcParams["figure.dpi"] = 72
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {run.device.type}, ", end="")
@@ -166,12 +168,14 @@ def main(arguments: list[str] | None = None) -> int:
     import papermill  # here, since `start` has to work where it is not installed, as on Colab
 
     options = parse(arguments)
+    folder = ROOT / "runs" / ("quick" if options.quick else "")
     try:
-        plan = {name: parameters_for(name, options) for name in options.notebooks}  # all checked before the first runs
-        for name, parameters in plan.items():
-            execute(name, parameters, ROOT / ("runs/quick" if options.quick else "runs"))
-            if options.publish:
-                publish(name, trained=parameters.get("pretrained") is False)
+        plan = [(name, parameters) for name in options.notebooks for parameters in parameters_for(name, options)]
+        if options.sweep:
+            sweep(plan, folder / "sweep", options.scheduler)
+        for name, parameters in [] if options.sweep else plan:
+            print(f"{name} -> {folder.relative_to(ROOT) / name}", flush=True)
+            execute(name, parameters, folder)
     except (ValueError, OSError, papermill.PapermillExecutionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -183,31 +187,33 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m utils.run", description="Run the notebooks, in batch.")
     parser.add_argument("notebooks", nargs="*", default=list(QUICK), help=f"by default all: {list(QUICK)}")
     parser.add_argument("--quick", action="store_true", help="drawn stand-in data and small models: a few minutes")
-    publish = "then write the executed notebooks to the top level; with -p pretrained false, Results/ before"
-    parser.add_argument("--publish", action="store_true", help=publish)
     pair = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     parser.add_argument("-p", "--parameter", **pair, help="a notebook's parameter; VALUE is JSON or plain text")
+    parser.add_argument("--sweep", action="store_true", help="each VALUE is a list: run all combinations, with Dask")
+    parser.add_argument("--scheduler", help="address of a Dask scheduler; by default a worker for each core, here")
     options = parser.parse_args(arguments)
-    if options.publish and (options.quick or dict(options.parameter).keys() - {"pretrained"}):
-        parser.error("--publish takes the notebooks' own parameters: leave out --quick and -p, but for pretrained")
     if unknown := [name for name in options.notebooks if name not in QUICK]:
         parser.error(f"no such notebook: {unknown}; choose from {list(QUICK)}")
     return options
 
 
-def parameters_for(name: str, options: argparse.Namespace) -> dict:
-    """Quick values first, the command line's over them, as far as this notebook knows them.
+def parameters_for(name: str, options: argparse.Namespace) -> list[dict]:
+    """The parameters of each run: quick values first, the command line's over them, as far as this notebook knows them.
 
     ParameterError for one that no notebook knows (a misspelt one would be ignored), or a value that makes no sense.
     """
     known = set().union(*map(defaults, options.notebooks))
     if unknown := sorted(dict(options.parameter).keys() - known):
-        raise ParameterError(
-            f"no notebook has the parameter {', '.join(unknown)}; there are: {', '.join(sorted(known))}"
-        )
+        there = f"there are: {', '.join(sorted(known))}"
+        raise ParameterError(f"no notebook has the parameter {', '.join(unknown)}; {there}")
     given = {key: value_of(text) for key, text in options.parameter if key in defaults(name)}
-    check_parameters(name, given)
-    return (QUICK[name] if options.quick else {}) | given
+    if single := [key for key, values in given.items() if options.sweep and not isinstance(values, list)]:
+        raise ParameterError(f"{single[0]}: in a sweep a list of values is needed, such as [{given[single[0]]!r}]")
+    grid = product(*given.values()) if options.sweep else [given.values()]
+    plan = [(QUICK[name] if options.quick else {}) | dict(zip(given, values)) for values in grid]
+    for parameters in plan:
+        check_parameters(name, parameters)
+    return plan
 
 
 def value_of(text: str) -> object:
@@ -226,7 +232,6 @@ def execute(name: str, parameters: dict, folder: Path) -> Path:
 
     output, growing = folder / name, folder / f"{UNFINISHED}{name}"
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"{name} -> {output.relative_to(ROOT)}", flush=True)
     try:
         papermill.execute_notebook(ROOT / name, growing, parameters, kernel_name="python3", cwd=ROOT, log_output=False)
     finally:
@@ -235,33 +240,28 @@ def execute(name: str, parameters: dict, folder: Path) -> Path:
     return output
 
 
-def publish(name: str, trained: bool) -> None:
-    """Put what a run of the default recipe has left in the place of what is published, by an executed notebook.
+def sweep(plan: list[tuple[str, dict]], folder: Path, scheduler: str | None) -> None:
+    """Run notebooks with their parameters, as many at a time as there are workers; all numbers go to one json file.
 
-    After a training, its weights, numbers and figures go to Results/ first. The notebook is then always one that was
-    run from the published weights, so that it shows what anybody gets who runs it. ValueError for stand-in data.
+    The workers are those of a Dask scheduler or, without an address, a process on one thread for each core. What one
+    of them leaves unfinished when it dies goes to another, and on from its checkpoint: all must share this folder.
     """
-    import nbformat
+    from dask.distributed import Client, as_completed
 
-    run_dir = ROOT / defaults(name)["run_dir"]
-    if trained:
-        copy_results(run_dir / "results")
-        execute(name, {}, ROOT / "runs")
-    copy_results(run_dir / "pretrained", "*.png")
-    content = nbformat.read(ROOT / "runs" / name, as_version=4)
-    for part in [content, *content.cells]:  # without paths and times of this machine
-        part.metadata = {key: value for key, value in part.metadata.items() if key not in ("papermill", "execution")}
-    write_atomically(ROOT / name, lambda temporary: nbformat.write(content, temporary))
-    results.update_pages()
+    from utils.run import execute  # by a name under which a worker finds it: this module may be __main__
 
-
-def copy_results(folder: Path, pattern: str = "*") -> None:
-    """Copy a run's files to Results/; ValueError if they are of stand-in data."""
-    for summary in folder.glob("*.json"):
-        if json.loads(summary.read_text(encoding="utf-8"))["dataset"] == "stand-in":
-            raise ValueError(f"{summary} is of stand-in data, which is never published")
-    for file in sorted(folder.glob(pattern)):
-        write_atomically(results.RESULTS / file.name, lambda temporary, file=file: shutil.copyfile(file, temporary))
+    runs = {}
+    for name, parameters in plan:
+        told = " ".join(f"{key} {value}" for key, value in parameters.items() if value != QUICK[name].get(key))
+        runs[folder / re.sub(r"[^\w.+]+", "-", f"{PARTS[name]} {told}").strip("-")] = (name, parameters)
+    with Client(scheduler) if scheduler else Client(threads_per_worker=1) as client:
+        print(f"{len(runs)} runs; dashboard: {client.dashboard_link}", flush=True)
+        jobs = [(name, given | {"run_dir": str(place)}, place) for place, (name, given) in runs.items()]
+        tasks = [client.submit(execute, *job, key=job[2].name, retries=3) for job in jobs]
+        for task in tqdm(as_completed(tasks), total=len(tasks), desc="sweep"):
+            task.result()
+    rows = [(given, results.load_numbers(PARTS[name], place / "results")) for place, (name, given) in runs.items()]
+    save_json(folder / "sweep.json", {"runs": [{"parameters": given} | numbers for given, numbers in rows]})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
         layers += [
             nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),  # batch norm has the bias
             BatchNorm2d(out_channels),  # fast for few channels, too
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
         ]
     return nn.Sequential(*layers)
 
