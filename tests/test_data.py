@@ -320,13 +320,23 @@ def test_a_phones_photograph_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera lay on its side: to be turned a quarter clockwise
     Image.fromarray(pixels).save(tmp_path / "phone.jpg", exif=exif)
-    names, images = data.load_photographs(tmp_path, 64)
-    assert names == ["phone.jpg"]
-    assert images.dtype == torch.uint8
-    assert images.shape == (1, 3, 64, 64)
-    above, below = images[0, :, :30].float().mean((1, 2)), images[0, :, 34:].float().mean((1, 2))
+    [path] = UNET.photographs_in(tmp_path)
+    image = np.asarray(data.open_rgb(path))
+    assert image.shape == (400, 300, 3)
+    above, below = image[:190].mean((0, 1)), image[210:].mean((0, 1))
     assert above[0] > 240 > 10 > above[2], "what was left is now above"
     assert below[2] > 240 > 10 > below[0]
+
+
+def test_a_mask_comes_back_to_the_frame_of_its_photograph():
+    pixels = np.zeros((60, 200, 3), np.uint8)
+    pixels[:, :50] = 255  # bright on the left
+    bright = torch.nn.Conv2d(3, 1, 1)
+    torch.nn.init.ones_(bright.weight)
+    mask = UNET.find_pet(bright, Image.fromarray(pixels), 16)
+    assert mask.shape == (1, 60, 200)
+    assert mask[0, :, :44].all()
+    assert not mask[0, :, 56:].any()
 
 
 def test_grey_palette_and_transparent_images_become_rgb_on_white(tmp_path):
@@ -336,10 +346,10 @@ def test_grey_palette_and_transparent_images_become_rgb_on_white(tmp_path):
     Image.new("RGB", (30, 20), (0, 0, 255)).convert("P").save(tmp_path / "d palette.png")
     Image.new("CMYK", (30, 20), (0, 0, 0, 0)).save(tmp_path / "e print.jpg")
     (tmp_path / ".hidden").write_text("left alone")
-    names, images = data.load_photographs(tmp_path, 32)
-    assert [name[0] for name in names] == list("abcde")
-    expected = [[77, 77, 77], [255, 255, 255], [0, 0, 0], [0, 0, 255], [255, 255, 255]]
-    assert images[:, :, 16, 16].tolist() == expected
+    paths = UNET.photographs_in(tmp_path)
+    assert [path.name[0] for path in paths] == list("abcde")
+    expected = [(77, 77, 77), (255, 255, 255), (0, 0, 0), (0, 0, 255), (255, 255, 255)]
+    assert [data.open_rgb(path).getpixel((16, 16)) for path in paths] == expected
 
 
 @pytest.mark.parametrize(
@@ -364,7 +374,7 @@ def test_what_is_no_image_is_named(tmp_path, monkeypatch, content, message):
 def test_folders_without_photographs(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(DataError, match="is no folder that holds photographs"):
-            data.load_photographs(folder, 32)
+            UNET.photographs_in(folder)
 
 
 @pytest.mark.parametrize(("ground", "ink"), [(0, 255), (230, 20)])

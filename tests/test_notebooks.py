@@ -22,6 +22,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 import utils
@@ -131,12 +132,17 @@ def test_the_published_scores_of_a_unet_come_out_again(tmp_path):
     """The whole of part 1 with one variant; the others would take minutes (test_results.py has their weights)."""
     if not (DATA / "oxford-iiit-pet").exists():
         pytest.skip("needs Oxford-IIIT Pet")
-    given = {"run_dir": tmp_path, "variants": '["StrConv+Ups+Dice"]'}
+    for name, sides in (("wide", (90, 30)), ("high", (50, 300))):
+        (tmp_path / "photographs").mkdir(exist_ok=True)
+        Image.new("RGB", sides, "green").save(tmp_path / "photographs" / f"{name}.png")
+    given = {"run_dir": tmp_path, "variants": '["StrConv+Ups+Dice"]', "image_folder": tmp_path / "photographs"}
     words = [str(word) for name, value in given.items() for word in ("-y", f"{name}: {value}")]
     [ran] = side_by_side([["papermill", UNET, tmp_path / UNET, "-k", "python3", "--cwd", ROOT, *words]])
     assert ran.returncode == 0, ran.stderr[-3000:]
     [(variant, row)] = results.load_numbers("unet", tmp_path / "pretrained")["variants"].items()
     assert row == pytest.approx(NUMBERS["unet"]["variants"][variant], abs=2e-5)  # another number of threads
+    masks = {path.name.split(".")[0]: Image.open(path).size for path in (tmp_path / "pretrained" / "masks").iterdir()}
+    assert masks == {"wide": (90, 30), "high": (50, 300)}
 
 
 # --- Quick runs -------------------------------------------------------------------------------------------------------

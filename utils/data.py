@@ -242,15 +242,6 @@ def open_rgb(path: Path) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
-def load_photographs(folder: Path, image_size: int) -> tuple[list[str], Tensor]:
-    """Names and images, uint8 (N, 3, S, S), of a folder, hidden files left out. DataError if a file is no image."""
-    paths = sorted(path for path in folder.glob("[!.]*") if path.is_file())
-    if not paths:
-        raise DataError(f"{folder} is no folder that holds photographs: put some there (JPEG, PNG, ...)")
-    images = [open_rgb(path).resize((image_size, image_size), Image.BILINEAR) for path in paths]
-    return [path.name for path in paths], channels_first(np.stack(images))
-
-
 def foreground(trimaps: Tensor) -> Tensor:
     """True where pet or border."""
     return trimaps != BACKGROUND

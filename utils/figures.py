@@ -107,16 +107,16 @@ def trimap_layers(trimap: Tensor) -> dict[str, Tensor]:
 def plot_predictions(images, names, predicted: dict, title: str, dataset: str, trimaps=None, scores=None) -> Figure:
     """Each row: an image, uint8 (3, H, W), with its name, and what each variant takes for a pet, in blue.
 
-    Masks are bool (N, 1, H, W) by variant. With trimaps uint8 (N, 1, H, W) and each variant's IoU (N,), missed pixels
+    Masks are N of bool (1, H, W) by variant. With trimaps uint8 (N, 1, H, W) and each variant's IoU (N,), missed pixels
     are red, false alarms yellow, and the truth stands beside the image.
     """
     rows = [[(image, {}, name)] for image, name in zip(images, names)]
     for i, row in enumerate(rows):
-        truth = torch.ones_like(images[i, 0], dtype=torch.bool) if trimaps is None else trimaps[i, 0] != BACKGROUND
+        truth = torch.ones_like(images[i][0], dtype=torch.bool) if trimaps is None else trimaps[i, 0] != BACKGROUND
         row += [] if trimaps is None else [(images[i], trimap_layers(trimaps[i]), "")]
         for variant, masks in predicted.items():
-            found, missed = masks[i, 0] & truth, truth & ~masks[i, 0] & (trimaps is not None)
-            layers = {FOUND: found, MISSED: missed, FALSE_ALARM: masks[i, 0] & ~truth}
+            found, missed = masks[i][0] & truth, truth & ~masks[i][0] & (trimaps is not None)
+            layers = {FOUND: found, MISSED: missed, FALSE_ALARM: masks[i][0] & ~truth}
             grey = images[i].float().mean(0, keepdim=True) / 255
             row.append((grey, layers, f"IoU {scores[variant][i]:.2f}" if scores else ""))
     headers = ["image", *([] if trimaps is None else ["truth"]), *predicted]
