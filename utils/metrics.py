@@ -144,7 +144,8 @@ def label_following(
         sent = torch.full_like(labels, label)
         codes = encode(model, images, sent)
         outputs, wrong = decode(model, codes, sent), labels != label
-        row = agreement(judge, outputs, decode(model, true_codes, sent), labels, label)
+        swapped = outputs if torch.equal(codes, true_codes) else decode(model, true_codes, sent)
+        row = agreement(judge, outputs, swapped, labels, label)
         row["source_retrieval"] = retrieved(encode(model, outputs, sent), codes)[wrong]
         if guide is not None:
             row["guide_agreement"] = (predict_labels(guide, outputs) == label)[wrong]
@@ -158,9 +159,10 @@ def label_following(
 def agreement(judge: nn.Module, outputs: Tensor, swapped: Tensor, labels: Tensor, sent: int) -> dict[str, Tensor]:
     """What the judge reads, image by image, off outputs (N, C, H, W) that were all sent with one label: bools."""
     wrong, predicted = labels != sent, predict_labels(judge, outputs)
+    swap = predicted if swapped is outputs else predict_labels(judge, swapped)
     return {
         "wrong_label_agreement": (predicted == sent)[wrong],
-        "swap_agreement": (predict_labels(judge, swapped) == sent)[wrong],
+        "swap_agreement": (swap == sent)[wrong],
         "true_class_agreement": (predicted == labels)[wrong],
         "right_label_agreement": (predicted == sent)[~wrong],
     }
