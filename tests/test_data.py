@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from torchvision import datasets
 from torchvision.datasets import OxfordIIITPet
 
 from tests.files import definitions, idx, write_image
@@ -228,7 +229,7 @@ def offline(*_, **__):
 @every_set
 def test_absent_data_without_a_network_says_what_to_do(tmp_path, name, monkeypatch):
     for official in ("OxfordIIITPet", "MNIST", "CIFAR10"):
-        monkeypatch.setattr(data, official, offline)
+        monkeypatch.setattr(datasets, official, offline)
     message = r"does not exist and the download failed \(no route to host\). Put .* DATA_DIR .* dataset='stand-in'"
     with pytest.raises(DataError, match=f"{ROOTS[name]} {message}"):
         LOADERS[name](name, tmp_path)
@@ -239,7 +240,7 @@ def test_without_an_image_folder_torchvision_is_asked(tmp_path, monkeypatch):
         labels = np.arange(20 if train else 10) % 10
         return SimpleNamespace(data=np.uint8(labels[:, None, None, None] + np.zeros((1, 32, 32, 3))), targets=labels)
 
-    monkeypatch.setattr(data, "CIFAR10", official)
+    monkeypatch.setattr(datasets, "CIFAR10", official)
     pictures = load_pictures("cifar10", tmp_path)
     assert [len(split.targets) for split in pictures[2:]] == [18, 2, 10]
     assert torch.equal(pictures.test.images[:, 0, 5, 7].long(), pictures.test.targets)

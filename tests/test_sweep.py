@@ -58,11 +58,11 @@ def test_a_killed_worker_costs_nothing(cluster, tmp_path):
     assert sweep.wait() == 0
     runs = json.loads((FOLDER / "sweep.json").read_text())["runs"]
     assert [row["parameters"]["variants"] for row in runs] == [[variant] for variant in VARIANTS]
+    alone = [SMALL | {"variants": [variant], "run_dir": str(tmp_path / variant)} for variant in VARIANTS]
+    assert not any(start("utils.run", UNET, "--quick", *typed(given)).wait() for given in alone)
     for variant, row in zip(VARIANTS, runs):
         [place] = FOLDER.glob(f"*{variant}*")
         assert row["variants"] == load_numbers("unet", place / "results")["variants"]
-        given = SMALL | {"variants": [variant], "run_dir": str(tmp_path / variant)}
-        assert start("utils.run", UNET, "--quick", *typed(given)).wait() == 0
         ours, theirs = written(place / "results"), written(tmp_path / variant / "results")
         assert ours.keys() == theirs.keys()
         assert all(ours[name] == theirs[name] for name in ours)

@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.datasets import CIFAR10, MNIST, OxfordIIITPet
-from torchvision.datasets.mnist import read_image_file, read_label_file
 from tqdm import tqdm
 
 from utils import standins
@@ -64,6 +62,8 @@ def load_pets(dataset: str, data_dir: Path, image_size: int) -> Dataset:
     check_integers(16, image_size=image_size)
     if dataset != "oxford-iiit-pet":
         return stand_in(dataset, "oxford-iiit-pet", (), partial(standins.pets, size=image_size), STANDIN_PETS)
+    from torchvision.datasets import OxfordIIITPet  # here, since it takes a second, and stand-ins do not need it
+
     root = Path(data_dir) / dataset
     with remedied(root, "the folders images/ and annotations/"):
         if not root.exists():
@@ -75,6 +75,8 @@ def load_digits(dataset: str, data_dir: Path) -> Dataset:
     """Handwritten digits, grey, 28 x 28 pixels: "mnist", in `data_dir/MNIST/raw/`, or "stand-in"; as `load_pets`."""
     if dataset != "mnist":
         return stand_in(dataset, "mnist", tuple("0123456789"), standins.digits, STANDIN_LABELLED)
+    from torchvision.datasets import MNIST
+
     root = Path(data_dir) / "MNIST" / "raw"
     with remedied(root, "the four unpacked IDX files"):
         if not root.exists():
@@ -89,6 +91,8 @@ def load_pictures(dataset: str, data_dir: Path) -> Dataset:
     """
     if dataset != "cifar10":
         return stand_in(dataset, "cifar10", standins.LETTERS, standins.letters, STANDIN_LABELLED)
+    from torchvision.datasets import CIFAR10
+
     root = Path(data_dir) / dataset
     with remedied(root, "the pictures, as {train,test}/<class>/,"):
         if root.exists():
@@ -218,6 +222,8 @@ def open_image(path: Path, remedy: str = "") -> Image.Image:
 
 def read_idx(root: Path, prefix: str) -> Split:
     """The two IDX files of one official split of MNIST, checked against each other."""
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
     paths, parts = [root / f"{prefix}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")], []
     for path, read in zip(paths, (read_image_file, read_label_file)):
         try:
