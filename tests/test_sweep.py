@@ -50,10 +50,10 @@ def test_a_killed_worker_costs_nothing(cluster, tmp_path):
     shutil.rmtree(FOLDER, ignore_errors=True)
     grid = {name: [value] for name, value in SMALL.items()} | {"variants": [[variant] for variant in VARIANTS]}
     sweep = start("utils.run", UNET, "--quick", "--sweep", "--scheduler", address, *typed(grid))
-    while len(list(FOLDER.glob("*/*.pt"))) < 2:  # both are in the middle of a training
+    while len(list(FOLDER.glob("*/run/*.pt"))) < 2:  # both are in the middle of a training
         assert sweep.poll() is None
         time.sleep(0.05)
-    assert not list(FOLDER.glob("*/results/*.json")), "too late"
+    assert not list(FOLDER.glob("*/run/results/*.json")), "too late"
     workers[0].kill()
     assert sweep.wait() == 0
     runs = json.loads((FOLDER / "sweep.json").read_text())["runs"]
@@ -62,7 +62,7 @@ def test_a_killed_worker_costs_nothing(cluster, tmp_path):
     assert not any(start("utils.run", UNET, "--quick", *typed(given)).wait() for given in alone)
     for variant, row in zip(VARIANTS, runs):
         [place] = FOLDER.glob(f"*{variant}*")
-        assert row["variants"] == load_numbers("unet", place / "results")["variants"]
-        ours, theirs = written(place / "results"), written(tmp_path / variant / "results")
+        assert row["variants"] == load_numbers("unet", place / "run" / "results")["variants"]
+        ours, theirs = written(place / "run" / "results"), written(tmp_path / variant / "results")
         assert ours.keys() == theirs.keys()
         assert all(ours[name] == theirs[name] for name in ours)

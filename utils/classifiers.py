@@ -1,4 +1,4 @@
-"""Networks that look at an image and its label: the judge, which measures, the guide, which teaches, a discriminator.
+"""Classifiers: the judge, which measures what a VAE makes, and the guide, which teaches it.
 
 Judge and guide learn from real training images only. They differ in architecture and seed, so that a generator that has
 learnt to please the guide does not please the judge for the same reason.

@@ -11,8 +11,6 @@ from utils.classifiers import add_noise
 from utils.data import to_unit
 
 EPSILON = 1e-5  # of the Dice loss, as the assignment gives it
-BLOCK = 8  # pixels: two pictures are alike if their means over such squares are
-REACH = 3  # pixels by which pictures are shifted before guide or discriminator sees them
 
 
 def bce_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ MEASURES = {  # key of the json files: (title, format)
     "bits_per_dim": ("bits per dimension", "{:.2f}"),
     "psnr": ("PSNR", "{:.1f} dB"),
 }
-REMEDY = "clone the course anew with the sizes that it has, or set pretrained to False"
+REMEDY = "clone the course anew, leave the sizes of its networks as they are, or set pretrained to False"
 NAMES = {"label_following": "label-following", "all_foreground": "all foreground", "mean_mask": "mean training mask"}
 
 

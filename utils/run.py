@@ -173,7 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
         plan = [(name, parameters) for name in options.notebooks for parameters in parameters_for(name, options)]
         if options.sweep:
             sweep(plan, folder / "sweep", options.scheduler)
-        for name, parameters in [] if options.sweep else plan:
+            return 0
+        for name, parameters in plan:
             print(f"{name} -> {folder.relative_to(ROOT) / name}", flush=True)
             execute(name, parameters, folder)
     except (ValueError, OSError, papermill.PapermillExecutionError) as error:
@@ -256,11 +257,11 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, scheduler: str | None) -> 
         runs[folder / re.sub(r"[^\w.+]+", "-", f"{PARTS[name]} {told}").strip("-")] = (name, parameters)
     with Client(scheduler) if scheduler else Client(threads_per_worker=1) as client:
         print(f"{len(runs)} runs; dashboard: {client.dashboard_link}", flush=True)
-        jobs = [(name, given | {"run_dir": str(place)}, place) for place, (name, given) in runs.items()]
+        jobs = [(name, given | {"run_dir": str(place / "run")}, place) for place, (name, given) in runs.items()]
         tasks = [client.submit(execute, *job, key=job[2].name, retries=3) for job in jobs]
         for task in tqdm(as_completed(tasks), total=len(tasks), desc="sweep"):
             task.result()
-    rows = [(given, results.load_numbers(PARTS[name], place / "results")) for place, (name, given) in runs.items()]
+    rows = [(given, results.load_numbers(PARTS[name], at / "run" / "results")) for at, (name, given) in runs.items()]
     save_json(folder / "sweep.json", {"runs": [{"parameters": given} | numbers for given, numbers in rows]})
 
 
