@@ -444,3 +444,81 @@ def test_stand_in_data_is_never_published(publish, tmp_path, options):
         publish(UNET, *options, dataset="stand-in")
     assert not (tmp_path / "Results").exists()
     assert (tmp_path / UNET).read_bytes() == before
+
+
+def sweep_of(scores, recipe="thirty epochs", dataset="oxford-iiit-pet"):
+    """What a sweep over these variants and seeds leaves: {(variant, seed): IoU}."""
+    about = {"dataset": dataset, "recipe": recipe}
+    rows = {key: {"iou": iou, "iou_one_view": iou - 0.125} for key, iou in scores.items()}
+    runs = [
+        {"seed": seed, "variants": {variant: row}, "seconds": {variant: 9.5}} for (variant, seed), row in rows.items()
+    ]
+    return json.dumps({"runs": [about | row for row in runs]})
+
+
+def test_a_sweeps_scores_are_published_beside_earlier_ones(publish, tmp_path):
+    file, kept = tmp_path / "sweep.json", tmp_path / "Results"
+    kept.mkdir()
+    (kept / "unet.json").write_text(json.dumps({"variants": {"MP+Tr+BCE": {"parameters": 7}}}))
+    for scores in ({("MP+Tr+BCE", 1): 0.5}, {("MP+Tr+BCE", 0): 0.75, ("MP+Tr+BCE", 1): 0.25, ("MP+Ups+Dice", 0): 0.5}):
+        file.write_text(sweep_of(scores))
+        publish("--sweep", str(file))
+    published = results.load_numbers("unet_sweep", kept)
+    assert {(row["variant"], row["seed"]): row["iou"] for row in published["rows"]} == scores
+    assert published["recipe"] == "thirty epochs"
+    row = results.load_numbers("unet", kept)["variants"]["MP+Tr+BCE"]
+    assert (row["seeds"], row["iou_mean"]) == ([0, 1], 0.5)
+    assert row["iou_sd"] == pytest.approx(0.125**0.5)  # of two numbers, half a unit apart
+    assert "IoU 0.500 ± 0.354" in results.unet_tables({"variants": {"MP+Tr+BCE": row}, "baselines": {}})["unet-2x2"]
+
+
+@pytest.mark.parametrize(("other", "message"), [
+    ({"recipe": "one epoch"}, "is of another recipe than .*: delete that to begin anew"),
+    ({"dataset": "stand-in"}, "is of stand-in data, which is never published"),
+])  # fmt: skip
+def test_a_sweep_that_cannot_be_published(publish, tmp_path, other, message):
+    file, target = tmp_path / "sweep.json", tmp_path / "Results" / "unet_sweep.json"
+    target.parent.mkdir()
+    target.write_text(json.dumps({"recipe": "thirty epochs", "rows": [{"variant": "MP+Tr+BCE", "seed": 0}]}))
+    before = target.read_bytes()
+    file.write_text(sweep_of({("MP+Tr+BCE", 1): 0.5}, **other))
+    with pytest.raises(ValueError, match=message):
+        publish("--sweep", str(file))
+    assert target.read_bytes() == before
+
+
+ADDRESSES = {
+    "https://github.com/me/course": "https://github.com/me/course",
+    "https://me:secret@github.com/me/course.git": "https://github.com/me/course",
+    "git@github.com:me/my.course.git": "https://github.com/me/my.course",
+    "ssh://git@github.com:22/me/course/": "https://github.com/me/course",
+    "https://gitlab.com/group/me/course.git": "https://gitlab.com/group/me/course",
+    "/home/me/course": "",
+    "": "",
+}
+
+
+@pytest.mark.parametrize(("remote", "address"), ADDRESSES.items())
+def test_a_stamp_writes_the_address_and_links_to_colab_and_can_be_taken_out(publish, monkeypatch, remote, address):
+    monkeypatch.setattr(run, "QUICK", {UNET: {}})
+    folder = publish("--stamp", "https://github.com/somebody/else")
+    (folder / "README.md").write_text("Start\n<!-- colab -->\n<!-- /colab -->\n", encoding="utf-8")
+    publish("--stamp", remote)
+    assert run.defaults(UNET)["repo_url"] == address
+    texts = [cells(folder / UNET, "markdown")[0].source, (folder / "README.md").read_text(encoding="utf-8")]
+    for text in texts:
+        links = re.findall(r"\]\((https://colab[^)]*)\)", text)
+        on_github = address.startswith("https://github.com/")
+        path = address.removeprefix("https://github.com/")
+        assert links == [f"https://colab.research.google.com/github/{path}/blob/main/{UNET}"] * on_github
+        assert not re.search("somebody|secret", text)
+
+
+def test_by_default_the_stamp_is_the_address_that_git_knows(publish, monkeypatch):
+    monkeypatch.setattr(run, "QUICK", {UNET: {}})
+    folder = publish("--stamp")  # no repository: there is no address
+    assert run.defaults(UNET)["repo_url"] == ""
+    for command in (["init", "--quiet"], ["remote", "add", "origin", "git@github.com:me/course.git"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    publish("--stamp")
+    assert run.defaults(UNET)["repo_url"] == "https://github.com/me/course"

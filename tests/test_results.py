@@ -210,11 +210,11 @@ def test_pages_are_updated_from_the_numbers(tmp_path, monkeypatch):
 # --- The README -------------------------------------------------------------------------------------------------------
 
 
-def test_the_readmes_markers_are_those_of_tables():
+def test_the_readmes_markers_are_those_of_tables_and_of_links_to_colab():
     names = [name for part, numbers in NUMBERS.items() for name in TABLES[part](numbers)]
     opened, closed = (re.findall(rf"<!-- {slash}([\w-]+) -->", README) for slash in ("", "/"))
     assert opened == closed
-    assert not {*opened} - {*names}
+    assert not {*opened} - {*names, "colab"}
 
 
 def test_links_of_the_readme_lead_somewhere():

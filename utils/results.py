@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import torch
@@ -112,6 +113,15 @@ def load_trainings(part: str, folder: Path = RESULTS) -> dict[str, Training]:
     return {name: Training(**training) for name, training in trainings.items()}
 
 
+def over_seeds(sweep: list[dict], variant: str) -> dict:
+    """Mean and standard deviation of a U-Net's test IoU over the seeds in a sweep's rows; nothing if there is one."""
+    ious = {row["seed"]: row["iou"] for row in sweep if row["variant"] == variant}
+    if len(ious) < 2:
+        return {}
+    mean, deviation = statistics.mean(ious.values()), statistics.stdev(ious.values())
+    return {"seeds": sorted(ious), "iou_mean": mean, "iou_sd": deviation}
+
+
 def save_results(folder: Path, part: str, numbers: dict, trainings: dict[str, Training], networks: dict) -> None:
     """Write a run's numbers, how its trainings went, and its networks' weights in half precision."""
     save_json(folder / f"{part}.json", numbers)
@@ -171,7 +181,8 @@ def variant_cell(variants: dict, down: str, loss: str) -> str:
     """What the 2x2 table says of one variant."""
     for up, decoder in {"Tr": "transposed convolution", "Ups": "bilinear upsampling"}.items():
         if row := variants.get(f"{down}+{up}+{loss}"):
-            return f"**IoU {row['iou']:.3f}**<br>{up} ({decoder})<br>{row['parameters'] / 1e6:.2f} M parameters"
+            iou = f"{row['iou_mean']:.3f} ± {row['iou_sd']:.3f}" if "seeds" in row else f"{row['iou']:.3f}"
+            return f"**IoU {iou}**<br>{up} ({decoder})<br>{row['parameters'] / 1e6:.2f} M parameters"
     return "not trained"
 
 
