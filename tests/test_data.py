@@ -340,17 +340,32 @@ def test_a_mask_comes_back_to_the_frame_of_its_photograph():
     assert not mask[0, :, 56:].any()
 
 
-def test_grey_palette_and_transparent_images_become_rgb_on_white(tmp_path):
+def test_images_of_every_kind_become_rgb_on_white(tmp_path):
     Image.new("L", (30, 20), 77).save(tmp_path / "a grey.png")
     Image.new("RGBA", (30, 20), (255, 0, 0, 0)).save(tmp_path / "b clear.png")
     Image.new("LA", (30, 20), (0, 255)).save(tmp_path / "c solid.png")
     Image.new("RGB", (30, 20), (0, 0, 255)).convert("P").save(tmp_path / "d palette.png")
     Image.new("CMYK", (30, 20), (0, 0, 0, 0)).save(tmp_path / "e print.jpg")
+    red, blue = (Image.new("RGB", (30, 20), colour) for colour in ("red", "blue"))
+    red.save(tmp_path / "f moving.gif", save_all=True, append_images=[blue])  # its first frame counts
+    blue.save(tmp_path / "g web.webp", lossless=True)
+    blue.convert("P").save(tmp_path / "h see-through palette.png", transparency=blue.convert("P").getpixel((0, 0)))
     (tmp_path / ".hidden").write_text("left alone")
     paths = UNET.photographs_in(tmp_path)
-    assert [path.name[0] for path in paths] == list("abcde")
-    expected = [(77, 77, 77), (255, 255, 255), (0, 0, 0), (0, 0, 255), (255, 255, 255)]
+    assert [path.name[0] for path in paths] == list("abcdefgh")
+    white, black, first, second = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255)
+    expected = [(77, 77, 77), white, black, second, white, first, second, white]
     assert [data.open_rgb(path).getpixel((16, 16)) for path in paths] == expected
+
+
+@pytest.mark.parametrize("size", [(1, 1), (900, 1), (1, 900), (3000, 200)])
+def test_photographs_of_any_shape_get_a_mask_of_their_own_frame(tmp_path, size):
+    Image.new("RGB", size, "white").save(tmp_path / "photograph.png")
+    photograph = data.open_rgb(tmp_path / "photograph.png")
+    bright = torch.nn.Conv2d(3, 1, 1)
+    torch.nn.init.ones_(bright.weight)
+    assert UNET.find_pet(bright, photograph, 16).all()
+    assert UNET.find_pet(bright, photograph, 16).shape == (1, *size[::-1])
 
 
 @pytest.mark.parametrize(
