@@ -185,7 +185,7 @@ def model_of(task: str) -> nn.Module:
         return build_digit_vae(16, 8, "both")
     if task == "cifar10":
         return build_picture_vae(192, 48, "both", hidden=0)
-    return build_unet("MP+Tr+BCE", 8, 4)
+    return build_unet("MP+Tr+BCE", 16, 4)
 
 
 def adam(model: nn.Module, fused: bool | None = None) -> torch.optim.AdamW:
