@@ -425,7 +425,10 @@ def test_publishing_writes_notebook_and_figures_of_a_pretrained_run(publish):
     assert "papermill" not in str(content)
     assert content.cells[0].metadata == {"tags": ["kept"]}
     kept = sorted(path.name for path in (folder / "Results").iterdir())
-    assert kept == ["a.png", *(f"{part}.md" for part in sorted(NUMBERS))]
+    assert kept == ["a.png", *(f"{part}.md" for part in sorted(NUMBERS)), "published.json"]
+    record = json.loads((folder / "Results" / "published.json").read_text(encoding="utf-8"))[UNET]
+    assert record["commit"] == ""  # it is no repository
+    assert record["torch"] == torch.__version__
     assert "IoU" in (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -433,6 +436,7 @@ def test_publishing_a_training_copies_its_results_and_then_runs_from_them(publis
     folder = publish(UNET, "--train")
     assert [cell.source for cell in nbformat.read(folder / UNET, as_version=4).cells] == ["pretrained from trained"]
     kept = {path.name: path.read_text() for path in (folder / "Results").iterdir() if path.suffix != ".md"}
+    assert kept.pop("published.json")
     dataset = '{"dataset": "oxford-iiit-pet"}'
     assert kept == {"a.png": "pretrained from trained", "unet.json": dataset, "unet_a.pt": "trained"}
 
