@@ -78,12 +78,15 @@ def test_predictions_are_the_models_sigmoid_in_evaluation_mode_and_of_two_views_
     torch.testing.assert_close(mean, (plain + mirrored) / 2)
 
 
-def test_paired_differences_change_one_part_of_a_name_and_keep_the_seed():
-    iou_of = {("MP+Tr+BCE", 0): 0.5, ("MP+Tr+Dice", 0): 0.625, ("MP+Tr+BCE", 1): 0.75, ("MP+Tr+Dice", 1): 0.5}
-    iou_of |= {("StrConv+Tr+BCE", 0): 0.25, ("StrConv+Ups+Dice", 0): 0.125}
-    assert UNET.paired_differences(iou_of, "BCE", "Dice").tolist() == [0.125, -0.25]
-    assert UNET.paired_differences(iou_of, "MP", "StrConv").tolist() == [-0.25]
-    assert UNET.paired_differences(iou_of, "Tr", "Ups").tolist() == []
+def test_the_interval_of_a_difference_of_iou_by_hand_and_by_theory():
+    before, after = (torch.tensor([row]).repeat(50, 1) for row in ([1, 1, 0, 0], [3, 0, 1, 0]))  # IoU 1/2 and 3/4
+    assert UNET.bootstrap_iou_difference(before, after) == pytest.approx((0.25, 0.25, 0.25))
+    # One pixel an image, right with probability q: IoU = q, so the difference of two models has a known deviation.
+    right = (torch.rand(2, 2000) < torch.tensor([[0.6], [0.7]])).long()
+    before, after = (torch.stack([r, torch.zeros_like(r), 1 - r, torch.zeros_like(r)], dim=1) for r in right)
+    difference, low, high = UNET.bootstrap_iou_difference(before, after)
+    assert difference == pytest.approx((right[1] - right[0]).float().mean().item())
+    assert high - low == pytest.approx(2 * 1.96 * ((0.6 * 0.4 + 0.7 * 0.3) / 2000) ** 0.5, rel=0.1)
 
 
 # --- Label following, on models whose right answer is known -----------------------------------------------------------

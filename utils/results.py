@@ -2,7 +2,6 @@
 
 import json
 import re
-import statistics
 from pathlib import Path
 
 import torch
@@ -111,15 +110,6 @@ def load_trainings(part: str, folder: Path = RESULTS) -> dict[str, Training]:
     """How the trainings of a part's networks went, by name; errors as in `load_numbers`."""
     trainings = load_numbers(f"{part}_trainings", folder)["trainings"]
     return {name: Training(**training) for name, training in trainings.items()}
-
-
-def over_seeds(sweep: list[dict], variant: str) -> dict:
-    """Mean and standard deviation of a U-Net's test IoU over the seeds in a sweep's rows; nothing if there is one."""
-    ious = {row["seed"]: row["iou"] for row in sweep if row["variant"] == variant}
-    if len(ious) < 2:
-        return {}
-    mean, deviation = statistics.mean(ious.values()), statistics.stdev(ious.values())
-    return {"seeds": sorted(ious), "iou_mean": mean, "iou_sd": deviation}
 
 
 def save_results(folder: Path, part: str, numbers: dict, trainings: dict[str, Training], networks: dict) -> None:

@@ -35,7 +35,7 @@ UNET, MNIST, CIFAR10 = PARTS
 STAND_IN = {"dataset": "stand-in", "pretrained": False}  # drawn data, and minutes instead of hours
 QUICK = {
     UNET: STAND_IN
-    | {"image_size": 64, "size_schedule": [[64, 7]], "base_channels": 8, "run_dir": "runs/quick/unet"}
+    | {"image_size": 64, "size_schedule": [[64, 7]], "run_dir": "runs/quick/unet"}
     | {"learning_rate": 0.08},  # seven short epochs need longer steps
     MNIST: STAND_IN
     | {"base_channels": 8, "epochs": 8, "trial_epochs": 1, "judge_epochs": 4, "batch_size": 64}

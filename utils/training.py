@@ -45,11 +45,6 @@ def best_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native or ampere else torch.float32
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """A context in which convolutions and matrix products are computed in the best precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=best_precision(device) == torch.bfloat16)
-
-
 def fit(
     model: nn.Module,
     batches: Any,
@@ -113,8 +108,7 @@ def fit(
             row, losses = train_epoch(model, batches, epoch, loss, optimiser, schedule, max_grad_norm, bar)
             refuse_divergence(losses, epoch, checkpoint)
             model.eval()
-            with autocast(device):
-                row |= score(model)
+            row |= score(model)
             record(state, row, time.perf_counter() - start, model)
             state |= {name: part.state_dict() for name, part in parts.items()}
             save_tensors(checkpoint, state | {"random_states": random_states(device)})
@@ -141,7 +135,8 @@ def train_step(model, batch, step: int, loss, optimiser, max_grad_norm: float) -
     """One step down the gradient of the loss on a batch; all terms of the loss."""
     device = next(model.parameters()).device
     batch = [tensor.to(device, non_blocking=True) for tensor in batch]
-    with autocast(device):
+    half = best_precision(device) == torch.bfloat16
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
         terms = loss(model, batch, step)
     optimiser.zero_grad(set_to_none=True)
     terms["loss"].backward()
@@ -249,16 +244,15 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     X <- a X + b (X X^T) X + c (X X^T)^2 X, with the coefficients of Jordan et al. 2024
     (https://kellerjordan.github.io/posts/muon, "Newton-Schulz iteration"), which rise fastest from zero. Each
     multiplies X by a polynomial P of G = X X^T, whereby G becomes P G P: only the small G is iterated, and X is
-    multiplied by all three P at the end. The two products with X are computed in the best precision.
+    multiplied by all three P at the end.
     """
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    wide = (wide / (wide.norm() + 1e-7)).to(best_precision(matrix.device))
-    gram, polynomials = (wide @ wide.T).to(matrix.dtype), []
+    wide = wide / (wide.norm() + 1e-7)
+    gram, polynomials = wide @ wide.T, []
     for _ in range(3):
         if polynomials:
             gram = polynomials[-1] @ gram @ polynomials[-1]
         polynomials.append(torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315))
         polynomials[-1].diagonal().add_(3.4445)
-    product = torch.linalg.multi_dot(polynomials)  # of one matrix, they commute
-    wide = (product.to(wide.dtype) @ wide).to(matrix.dtype)
+    wide = torch.linalg.multi_dot([*polynomials, wide])  # of one matrix, they commute
     return wide if len(matrix) <= matrix.shape[1] else wide.T
