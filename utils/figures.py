@@ -175,7 +175,7 @@ def plot_wrong_labels(sources, outputs, true, sent, probabilities, names, title:
         for left, width, images in ((0, 0.44, sources), (0.46, 0.54, outputs)):
             inset = ax.inset_axes((left, 0, width, 1), anchor="S")
             show_image(inset, images[i])
-        inset.spines[:].set(color=colour, linewidth=3, linestyle=line)
+        plt.setp([*inset.spines.values()], color=colour, linewidth=3, linestyle=line)
         ax.child_axes[0].set_xlabel(f"true {names[true[i]]}", fontsize=10)
         reads = f"reads {names[read[i]]}, {confidence[i]:.0%} {mark}"
         ax.set_title(f"sent {names[sent[i]]}\n{reads}", fontsize=11, color=colour)
