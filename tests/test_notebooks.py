@@ -463,8 +463,12 @@ def sweep_of(scores, recipe="thirty epochs", dataset="oxford-iiit-pet"):
 def test_a_sweeps_scores_are_published_beside_earlier_ones(publish, tmp_path):
     file, kept = tmp_path / "sweep.json", tmp_path / "Results"
     kept.mkdir()
-    (kept / "unet.json").write_text(json.dumps({"variants": {"MP+Tr+BCE": {"parameters": 7}}}))
-    for scores in ({("MP+Tr+BCE", 1): 0.5}, {("MP+Tr+BCE", 0): 0.75, ("MP+Tr+BCE", 1): 0.25, ("MP+Ups+Dice", 0): 0.5}):
+    about = {"dataset": "oxford-iiit-pet", "recipe": "thirty epochs"}
+    (kept / "unet.json").write_text(json.dumps(about | {"variants": {"MP+Tr+BCE": {"parameters": 7}}}))
+    for scores in (
+        {("MP+Tr+BCE", 1): 0.5, ("MP+Ups+Dice", 0): 0.5},
+        {("MP+Tr+BCE", 0): 0.75, ("MP+Tr+BCE", 1): 0.25, ("MP+Ups+Dice", 0): 0.5},
+    ):
         file.write_text(sweep_of(scores))
         publish("--sweep", str(file))
     published = results.load_numbers("unet_sweep", kept)
@@ -477,13 +481,15 @@ def test_a_sweeps_scores_are_published_beside_earlier_ones(publish, tmp_path):
 
 
 @pytest.mark.parametrize(("other", "message"), [
-    ({"recipe": "one epoch"}, "is of another recipe than .*: delete that to begin anew"),
+    ({"recipe": "one epoch"}, r"sweep\.json is of another recipe than .*: delete it, or publish the networks of that"),
     ({"dataset": "stand-in"}, "is of stand-in data, which is never published"),
 ])  # fmt: skip
 def test_a_sweep_that_cannot_be_published(publish, tmp_path, other, message):
     file, target = tmp_path / "sweep.json", tmp_path / "Results" / "unet_sweep.json"
     target.parent.mkdir()
-    target.write_text(json.dumps({"recipe": "thirty epochs", "rows": [{"variant": "MP+Tr+BCE", "seed": 0}]}))
+    about = {"dataset": "oxford-iiit-pet", "recipe": "thirty epochs"}
+    target.write_text(json.dumps(about | {"rows": [{"variant": "MP+Tr+BCE", "seed": 0}]}))
+    (target.parent / "unet.json").write_text(json.dumps(about))
     before = target.read_bytes()
     file.write_text(sweep_of({("MP+Tr+BCE", 1): 0.5}, **other))
     with pytest.raises(ValueError, match=message):
