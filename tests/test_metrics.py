@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
@@ -219,6 +220,35 @@ def test_retrieval_by_hand():
     assert metrics.retrieved(sources + 0.6, sources).sum() == 2, "only the last of each hundred has no other above it"
     by_chance = metrics.retrieved(torch.rand(10_000, 8), torch.rand(10_000, 8))
     assert by_chance.float().mean().item() == pytest.approx(0.01, abs=4e-3)
+
+
+def test_the_frechet_distance_by_hand_and_against_scipy():
+    one, other = torch.tensor([[-1.0, 0], [1, 0]]).double(), torch.tensor([[1.0, 2], [5, 2]]).double()
+    assert metrics.frechet_distance(one, other) == pytest.approx(3**2 + 2**2 + (math.sqrt(8) - math.sqrt(2)) ** 2)
+    a, b = torch.randn(50, 6).double(), torch.randn(70, 6).double() @ torch.randn(6, 6).double() + 1
+    covariances = [np.cov(each.numpy().T) for each in (a, b)]
+    trace = np.trace(covariances[0] + covariances[1] - 2 * sqrtm(covariances[0] @ covariances[1]).real)
+    expected = (a.mean(0) - b.mean(0)).square().sum().item() + trace
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected)
+    assert metrics.frechet_distance(a, a.flip(0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_realism_of_real_images_of_a_template_and_of_images_half_as_varied():
+    images, labels = torch.rand(40, 1, 4, 4), torch.arange(40) % 10
+    judge = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 10))
+    real = metrics.judge_features(judge, images)
+    torch.testing.assert_close(real, images.flatten(1).double())
+    same = metrics.realism(real, labels, real, labels)
+    assert same == pytest.approx({"frechet": 0, "diversity": 1}, abs=1e-6)
+    templates = torch.stack([real[labels == label].mean(0) for label in range(10)])[labels]
+    halfway, template = (metrics.realism(made, labels, real, labels) for made in ((real + templates) / 2, templates))
+    assert (halfway["diversity"], template["diversity"]) == pytest.approx((0.5, 0))
+    assert 0 < halfway["frechet"] < template["frechet"]
+
+
+def test_the_spread_within_a_class_by_hand():
+    features = torch.tensor([[0.0, 0], [3, 4], [0, 0], [9, 9], [9, 10]])
+    assert metrics.spread(features, torch.tensor([0, 0, 0, 1, 1])) == pytest.approx(((5 + 0 + 5) / 3 + 1) / 2)
 
 
 def test_a_linear_probe_reads_noise_by_chance_and_the_label_for_certain():

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from utils.checks import check_labels, check_same_shape
 from utils.classifiers import in_parts, predict_labels
@@ -187,6 +188,41 @@ def attribute_correlation(attribute: Callable[[Tensor], Tensor], sources: Tensor
     columns = (attribute(images).view(len(images), -1) for images in (sources, outputs))  # (N, K)
     ranks = [column.argsort(dim=0, stable=True).argsort(dim=0).double().T for column in columns]  # ties by place
     return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(*ranks)])
+
+
+def judge_features(judge: nn.Module, images: Tensor) -> Tensor:
+    """What the judge's last layer reads of float images (N, C, H, W) in 0..1: float64 (N, features)."""
+    return in_parts(judge.eval()[:-1].eval(), images, size=100).double()
+
+
+def realism(made: Tensor, sent: Tensor, real: Tensor, labels: Tensor) -> dict[str, float]:
+    """How outputs compare with real images, by the judge's features of both.
+
+    Args:
+        made, sent: features of outputs (M, K), and the labels they were sent with, int64 (M,).
+        real, labels: features of real images (N, K), and their labels (N,); at least two of each class, as above.
+
+    Returns:
+        `frechet`, see `frechet_distance`: 0 if mean and covariance are equal; and `diversity`, the mean Euclidean
+        distance of two outputs that were sent as one class, over that of two real images of a class.
+    """
+    return {"frechet": frechet_distance(made, real), "diversity": spread(made, sent) / spread(real, labels)}
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Squared Frechet distance of the Gaussians with mean and covariance of features a (M, K) and b (N, K), float64.
+
+    |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Dowson and Landau 1982; Heusel et al. 2017, arXiv:1706.08500,
+    equation 6). The trace of the root is the sum of the roots of the eigenvalues of S_a S_b.
+    """
+    difference, covariances = a.mean(0) - b.mean(0), (torch.cov(a.T), torch.cov(b.T))
+    roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp(min=0).sqrt()
+    return (difference.square().sum() + sum(map(torch.trace, covariances)) - 2 * roots.sum()).item()
+
+
+def spread(features: Tensor, labels: Tensor) -> float:
+    """Mean Euclidean distance of two rows of features (N, K) with the same label, and of that the mean over labels."""
+    return torch.stack([F.pdist(features[labels == label]).mean() for label in labels.unique()]).mean().item()
 
 
 def baselines(model: ConditionalVAE) -> dict[str, SimpleNamespace]:
