@@ -217,7 +217,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """
     difference, covariances = a.mean(0) - b.mean(0), (torch.cov(a.T), torch.cov(b.T))
     roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp(min=0).sqrt()
-    return (difference.square().sum() + sum(map(torch.trace, covariances)) - 2 * roots.sum()).item()
+    distance = difference.square().sum() + sum(map(torch.trace, covariances)) - 2 * roots.sum()
+    return max(0.0, distance.item())  # of equal sets, rounding leaves a number on either side of 0
 
 
 def spread(features: Tensor, labels: Tensor) -> float:
