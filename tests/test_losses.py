@@ -135,17 +135,27 @@ def test_classifier_loss_with_smoothing_and_noise():
     assert losses.classifier_loss(classifier, batch)["loss"].item() == pytest.approx(log(10)), "by hand"
 
 
-def test_the_guide_moves_the_model_and_not_itself():
+def test_wrong_labels_move_the_model_and_neither_guide_nor_target():
     model, images, labels = build_digit_vae(6, 4, "both"), torch.rand(5, 1, 28, 28), torch.arange(5)
-    guide = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False)
+    guide, sent = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False), torch.arange(5) + 1
     torch.manual_seed(1)
-    loss = MNIST.guide_loss(model, guide, images, labels)
-    loss.backward()
+    terms = MNIST.wrong_label_terms(model, guide, images, labels, sent)
+    terms["guide"].backward(retain_graph=True)
     assert all(parameter.grad.any() for parameter in model.parameters())
     assert guide[1].weight.grad is None
     torch.manual_seed(1)
-    by_hand = -guide(model(images, labels)[0].sigmoid()).softmax(1)[range(5), labels].log().mean()
-    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    by_hand = -guide(model(images, sent)[0].sigmoid()).softmax(1)[range(5), sent].log().mean()
+    assert terms["guide"].item() == pytest.approx(by_hand.item(), rel=1e-5)
+    model.zero_grad()
+    terms["consistency"].backward()
+    assert model.embedding.weight.grad[:, 0].eq(0).all(), "0 was sent to none: the code of the right label is a target"
+    assert model.embedding.weight.grad[:, 5].any(), "5 was sent"
+    torch.manual_seed(1)
+    made = model(images, sent)[0].sigmoid()
+    right, *others = (model.encode(*pair) for pair in ((images, labels), (images, sent), (made, sent)))
+    right, *others = (Normal(mean, (log_variance / 2).exp()) for mean, log_variance in (right, *others))
+    independent = sum(kl_divergence(other, right).sum(1).mean() for other in others)
+    assert terms["consistency"].item() == pytest.approx(independent.item(), rel=1e-4)
 
 
 class Scorer(nn.Module):

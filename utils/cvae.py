@@ -55,7 +55,7 @@ class ConditionalVAE(nn.Module):
     """
 
     def __init__(
-        self, image_shape, classes, latent_size, base_channels, depth, label_to, likelihood="bernoulli", hidden=256
+        self, image_shape, classes, latent_size, base_channels, depth, label_to, likelihood="bernoulli", hidden=512
     ):
         super().__init__()
         if label_to not in LABEL_TO or likelihood not in LIKELIHOODS:

@@ -37,6 +37,9 @@ MEASURES = {  # key of the json files: (title, format)
     "thickness_correlation": ("thickness, rank correlation", "{:.2f}"),
     "slant_correlation": ("slant, rank correlation", "{:.2f}"),
     "colour_correlation": ("colour, rank correlation", "{:.2f}"),
+    "frechet": ("Fréchet distance", "{:.1f}"),
+    "diversity": ("diversity", "{:.2f}"),
+    "leftovers": ("leftovers", "{:.2f}"),
     "negative_elbo": ("−ELBO", "{:.1f} nats"),
     "reconstruction": ("reconstruction", "{:.1f} nats"),
     "kl": ("KL", "{:.1f} nats"),
@@ -177,7 +180,7 @@ def variant_cell(variants: dict, down: str, loss: str) -> str:
 
 
 def cvae_tables(results: dict) -> dict[str, str]:
-    """Part 2a or 2b: what became of the label, the other measures of it, and the parts of the ELBO."""
+    """Part 2a or 2b: what became of the label, its other measures, the parts of the ELBO, and how real it looks."""
     models, name = results["models"], f"cvae-{results['dataset']}"
     rows, measured = models | baseline_rows(results), [key for key in MEASURES if key in models["plain"]]
     first = ["wrong_label_agreement", "true_class_agreement", "source_retrieval"]
@@ -185,6 +188,8 @@ def cvae_tables(results: dict) -> dict[str, str]:
     more = [key for key in measured if key not in first and key.endswith(("agreement", "correlation"))]
     nats = [key for key in measured if key not in first + more or key == "negative_elbo"]
     tables = {name: (rows, first), f"{name}-more": (rows, more), f"{name}-elbo": (models, nats)}
+    if realism := results.get("realism"):  # the last that a notebook measures
+        tables[f"{name}-realism"] = realism, [key for key in MEASURES if key in realism["plain"]]
     return {name: measure_table(*table) for name, table in tables.items()}
 
 
