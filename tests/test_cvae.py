@@ -80,8 +80,8 @@ def train(model, draw, labels, steps, learning_rate):
 
 
 def test_a_handful_of_images_is_learnt_by_heart():
-    model, (images, labels) = build_digit_vae(LATENT, 4, "both"), sample(4)
-    history = train(model, images.round, labels, 500, 5e-3)
+    model, (images, labels) = build_digit_vae(LATENT, 8, "both"), sample(4)
+    history = train(model, images.round, labels, 300, 3e-3)
     assert history[0] > 500
     assert history[-1] < 100
 
