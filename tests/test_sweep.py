@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,11 +28,13 @@ def start(*words):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A scheduler's address, and its two workers, which nobody restarts."""
-    file = tmp_path / "scheduler.json"
-    scheduler = start("distributed.cli.dask_scheduler", "--port", 0, "--no-dashboard", "--scheduler-file", file)
-    worker = ["distributed.cli.dask_worker", "--scheduler-file", file, "--nthreads", 1, "--no-nanny", "--no-dashboard"]
-    workers = [start(*worker, "--local-directory", tmp_path) for _ in range(2)]
+    """The address of a scheduler started as the README does, and its two workers, which nobody restarts."""
+    readme, file = (ROOT / "README.md").read_text(encoding="utf-8"), tmp_path / "scheduler.json"
+    dask_scheduler, dask_worker = re.findall(r"python -m (distributed\.\S+)", readme)
+    common = ["--no-dashboard", "--scheduler-file", file]
+    scheduler = start(dask_scheduler, "--port", 0, *common)
+    worker = [dask_worker, *common, "--nthreads", 1, "--no-nanny", "--local-directory", tmp_path]
+    workers = [start(*worker) for _ in range(2)]
     while not file.exists():
         time.sleep(0.1)
     yield json.loads(file.read_text())["address"], workers

@@ -40,6 +40,8 @@ MEASURES = {  # key of the json files: (title, format)
     "frechet": ("Fréchet distance", "{:.1f}"),
     "diversity": ("diversity", "{:.2f}"),
     "leftovers": ("leftovers", "{:.2f}"),
+    "read_right": ("read right", "{:.0%}"),
+    "plainly_visible": ("right and plainly visible", "{:.0%}"),
     "negative_elbo": ("−ELBO", "{:.1f} nats"),
     "reconstruction": ("reconstruction", "{:.1f} nats"),
     "kl": ("KL", "{:.1f} nats"),
