@@ -182,7 +182,7 @@ def model_of(task: str) -> nn.Module:
     """The published networks."""
     torch.manual_seed(0)
     if task == "mnist":
-        return build_digit_vae(16, 8, "both")
+        return build_digit_vae(16, 16, "both")
     if task == "cifar10":
         return build_picture_vae(192, 48, "both", hidden=0)
     return build_unet("MP+Tr+BCE", 8, 4)
