@@ -418,14 +418,14 @@ def publish(tmp_path, monkeypatch):
     return call
 
 
-def test_publishing_writes_notebook_and_figures_of_a_pretrained_run(publish):
+def test_publishing_writes_notebook_figures_and_numbers_of_a_pretrained_run(publish):
     folder = publish(UNET)
     content = nbformat.read(folder / UNET, as_version=4)
     assert [cell.source for cell in content.cells] == ["pretrained"]
     assert "papermill" not in str(content)
     assert content.cells[0].metadata == {"tags": ["kept"]}
     kept = {path.name for path in (folder / "Results").iterdir()}
-    assert kept == {"a.png", "published.json", *(f"{part}.md" for part in NUMBERS)}
+    assert kept == {"a.png", "unet.json", "published.json", *(f"{part}.md" for part in NUMBERS)}
     record = json.loads((folder / "Results" / "published.json").read_text(encoding="utf-8"))[UNET]
     assert record["commit"] == ""  # it is no repository
     assert record["torch"] == torch.__version__
