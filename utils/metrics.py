@@ -192,7 +192,7 @@ def attribute_correlation(attribute: Callable[[Tensor], Tensor], sources: Tensor
 
 def judge_features(judge: nn.Module, images: Tensor) -> Tensor:
     """What the judge's last layer reads of float images (N, C, H, W) in 0..1: float64 (N, features)."""
-    return in_parts(judge.eval()[:-1].eval(), images, size=100).double()
+    return in_parts(judge[:-1].eval(), images, size=100).double()
 
 
 def realism(made: Tensor, sent: Tensor, real: Tensor, labels: Tensor) -> dict[str, float]:
