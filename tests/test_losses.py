@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from math import log, pi
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,6 +197,8 @@ def test_lookalikes_are_of_the_class_asked_for_and_nearest_in_layout():
     images, labels = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8), torch.arange(60) % 10
     lookalikes = CIFAR10.Lookalikes(Split(images, labels))
     assert torch.equal(lookalikes.find(images, labels), images)  # nobody is more alike than oneself
+    on_a_gpu = SimpleNamespace(cpu=lambda: images, device=torch.device("meta"))
+    assert lookalikes.find(on_a_gpu, labels).device.type == "meta"  # found on the CPU, and sent where the images are
     found = lookalikes.find(images[:7], torch.full((7,), 4))
     blocks = images.double().unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(1)
     for one, mine in zip(found, blocks):
