@@ -18,6 +18,7 @@ from utils.data import normalise, to_unit
 from utils.results import NOTEBOOKS
 from utils.unet import build_unet
 
+pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch built for CUDA, though no GPU")
 _, MNIST, CIFAR10 = map(definitions, NOTEBOOKS.values())
 UINT8, LABELS = torch.uint8, ((8,), torch.int64)
 PETS, DIGITS, PICTURES = (((8, *shape), UINT8) for shape in ((3, 32, 32), (1, 28, 28), (3, 32, 32)))

@@ -79,15 +79,17 @@ def test_predictions_are_the_models_sigmoid_in_evaluation_mode_and_of_two_views_
     torch.testing.assert_close(mean, (plain + mirrored) / 2)
 
 
-def test_the_interval_of_a_difference_of_iou_by_hand_and_by_theory():
-    before, after = (torch.tensor([row]).repeat(50, 1) for row in ([1, 1, 0, 0], [3, 0, 1, 0]))  # IoU 1/2 and 3/4
-    assert UNET.bootstrap_iou_difference(before, after) == pytest.approx((0.25, 0.25, 0.25))
-    # One pixel an image, right with probability q: IoU = q, so the difference of two models has a known deviation.
-    right = (torch.rand(2, 2000) < torch.tensor([[0.6], [0.7]])).long()
-    before, after = (torch.stack([r, torch.zeros_like(r), 1 - r, torch.zeros_like(r)], dim=1) for r in right)
-    difference, low, high = UNET.bootstrap_iou_difference(before, after)
-    assert difference == pytest.approx((right[1] - right[0]).float().mean().item())
-    assert high - low == pytest.approx(2 * 1.96 * ((0.6 * 0.4 + 0.7 * 0.3) / 2000) ** 0.5, rel=0.1)
+def test_the_main_effect_of_a_factor_by_hand_and_by_least_squares():
+    scores = {("A+X", 0): 1.0, ("A+Y", 0): 2.0, ("B+X", 0): 4.0, ("B+Y", 0): 7.0}  # B - A: 3 with X, 5 with Y
+    scores |= {(variant, 1): 10 - score for (variant, _), score in scores.items()}
+    assert metrics.effect_by_seed(scores, "A", "B") == {0: 4.0, 1: -4.0}
+    assert metrics.effect_by_seed(scores, "X", "Y") == {0: 2.0, 1: -2.0}
+    variants, drawn = [f"{a}+{b}+{c}" for a in "AB" for b in "XY" for c in "PQ"], torch.rand(8).double()
+    coded = torch.tensor([[1, "B" in name, "Y" in name, "Q" in name] for name in variants]).double()
+    fitted = torch.linalg.lstsq(coded, drawn[:, None]).solution[1:, 0]
+    rows = {(name, 7): score.item() for name, score in zip(variants, drawn)}
+    effects = [metrics.effect_by_seed(rows, *pair)[7] for pair in ("AB", "XY", "PQ")]
+    assert effects == pytest.approx(fitted.tolist())
 
 
 # --- Label following, on models whose right answer is known -----------------------------------------------------------

@@ -27,7 +27,7 @@ from torch import nn
 
 import utils
 from tests.kill_notebooks import SMALL, written
-from tests.test_results import DATA, NUMBERS, ROOT, widths
+from tests.test_results import DATA, NUMBERS, PAGES, ROOT, widths
 from tests.test_training import Lines, closeness, squared_error
 from utils import figures, results, run
 from utils.classifiers import build_digit_judge
@@ -425,7 +425,7 @@ def test_publishing_writes_notebook_figures_and_numbers_of_a_pretrained_run(publ
     assert "papermill" not in str(content)
     assert content.cells[0].metadata == {"tags": ["kept"]}
     kept = {path.name for path in (folder / "Results").iterdir()}
-    assert kept == {"a.png", "unet.json", "published.json", *(f"{part}.md" for part in NUMBERS)}
+    assert kept == {"a.png", "unet.json", "published.json", *(f"{part}.md" for part in PAGES)}
     record = json.loads((folder / "Results" / "published.json").read_text(encoding="utf-8"))[UNET]
     assert record["commit"] == ""  # it is no repository
     assert record["torch"] == torch.__version__
@@ -450,51 +450,52 @@ def test_stand_in_data_is_never_published(publish, tmp_path, options):
     assert (tmp_path / UNET).read_bytes() == before
 
 
-def sweep_of(scores, recipe="thirty epochs", dataset="oxford-iiit-pet"):
-    """What a sweep over these variants and seeds leaves: {(variant, seed): IoU}."""
-    about = {"dataset": dataset, "recipe": recipe}
-    rows = {key: {"iou": iou, "iou_one_view": iou - 0.125} for key, iou in scores.items()}
-    runs = [
-        {"seed": seed, "variants": {variant: row}, "seconds": {variant: 9.5}} for (variant, seed), row in rows.items()
-    ]
-    return json.dumps({"runs": [about | row for row in runs]})
+def sweep_of(scores, **changes):
+    """What a sweep over variants and seeds leaves: {(variant, seed): IoU}; `changes` are those of its last run."""
+    runs = []
+    for (variant, seed), iou in scores.items():
+        row = {"iou": iou, "iou_one_view": iou - 0.125}
+        about = {"dataset": "oxford-iiit-pet", "recipe": "short", "versions": {}, "seed": seed}
+        runs.append(about | {"variants": {variant: row}, "seconds": {variant: 9.5}})
+    runs[-1] |= changes
+    return json.dumps({"runs": runs})
 
 
-def test_a_sweeps_scores_are_published_beside_earlier_ones(publish, tmp_path):
+EIGHT = [f"{down}+{up}+{loss}" for down in ("MP", "StrConv") for up in ("Tr", "Ups") for loss in ("BCE", "Dice")]
+GRID = {(variant, seed): 0.5 for variant in EIGHT for seed in (0, 1)}
+
+
+def test_a_sweeps_scores_are_published(publish, tmp_path):
     file, kept = tmp_path / "sweep.json", tmp_path / "Results"
     kept.mkdir()
-    about = {"dataset": "oxford-iiit-pet", "recipe": "thirty epochs"}
-    (kept / "unet.json").write_text(json.dumps(about | {"variants": {"MP+Tr+BCE": {"parameters": 7}}}))
-    for scores in (
-        {("MP+Tr+BCE", 1): 0.5, ("MP+Ups+Dice", 0): 0.5},
-        {("MP+Tr+BCE", 0): 0.75, ("MP+Tr+BCE", 1): 0.25, ("MP+Ups+Dice", 0): 0.5},
-    ):
-        file.write_text(sweep_of(scores))
-        publish("--sweep", str(file))
+    scores = GRID | {("MP+Tr+BCE", 0): 0.75, ("MP+Tr+BCE", 1): 0.25}
+    file.write_text(sweep_of(scores))
+    publish("--sweep", str(file))
     published = results.load_numbers("unet_sweep", kept)
     assert {(row["variant"], row["seed"]): row["iou"] for row in published["rows"]} == scores
-    assert published["recipe"] == "thirty epochs"
-    row = results.load_numbers("unet", kept)["variants"]["MP+Tr+BCE"]
-    assert (row["seeds"], row["iou_mean"]) == ([0, 1], 0.5)
-    assert row["iou_sd"] == pytest.approx(0.125**0.5)  # of two numbers, half a unit apart
-    assert "IoU 0.500 ± 0.354" in results.unet_tables({"variants": {"MP+Tr+BCE": row}, "baselines": {}})["unet-2x2"]
+    assert (published["recipe"], published["seeds"]) == ("short", [0, 1])
+    row = published["variants"]["MP+Tr+BCE"]
+    assert row == {"iou_mean": 0.5, "iou_sd": pytest.approx(0.125**0.5)}  # of two numbers, half a unit apart
+    tables = results.sweep_tables(published)
+    assert "| MP+Tr | 0.500 ± 0.354 | 0.500 ± 0.000 |" in tables["unet-seeds"]
+    # With seed 0 one of four pairs falls by 0.25, with seed 1 one rises by that: the mean is 0.
+    assert tables["unet-effects"].endswith("| BCE to Dice loss | -0.0625 | +0.0625 | +0.0000 ± 0.0625 |")
 
 
-@pytest.mark.parametrize(("other", "message"), [
-    ({"recipe": "one epoch"}, r"sweep\.json is of another recipe than .*: delete it, or publish the networks of that"),
-    ({"dataset": "stand-in"}, "is of stand-in data, which is never published"),
+@pytest.mark.parametrize(("scores", "changes", "message"), [
+    (GRID, {"recipe": "one epoch"}, r"sweep\.json is of several recipes: run a sweep of variants and seeds only"),
+    (GRID, {"dataset": "stand-in"}, "is of stand-in data, which is never published"),
+    (dict([*GRID.items()][:-1]), {}, "has 15 trainings: all eight variants with the same two or more seeds"),
+    (dict([*GRID.items()][::2]), {}, "has 8 trainings: all eight variants with the same two or more seeds"),
 ])  # fmt: skip
-def test_a_sweep_that_cannot_be_published(publish, tmp_path, other, message):
+def test_a_sweep_that_cannot_be_published(publish, tmp_path, scores, changes, message):
     file, target = tmp_path / "sweep.json", tmp_path / "Results" / "unet_sweep.json"
     target.parent.mkdir()
-    about = {"dataset": "oxford-iiit-pet", "recipe": "thirty epochs"}
-    target.write_text(json.dumps(about | {"rows": [{"variant": "MP+Tr+BCE", "seed": 0}]}))
-    (target.parent / "unet.json").write_text(json.dumps(about))
-    before = target.read_bytes()
-    file.write_text(sweep_of({("MP+Tr+BCE", 1): 0.5}, **other))
+    target.write_text("as before")
+    file.write_text(sweep_of(scores, **changes))
     with pytest.raises(ValueError, match=message):
         publish("--sweep", str(file))
-    assert target.read_bytes() == before
+    assert target.read_text() == "as before"
 
 
 ADDRESSES = {

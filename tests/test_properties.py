@@ -18,7 +18,7 @@ from utils.data import BACKGROUND, PET, draw_wrong_labels
 from utils.results import NOTEBOOKS
 from utils.unet import UNet
 
-PART1, PART2A, PART2B = map(definitions, NOTEBOOKS.values())
+_, PART2A, PART2B = map(definitions, NOTEBOOKS.values())
 
 settings.register_profile("course", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("course")
@@ -92,9 +92,6 @@ def test_scores_lie_in_their_range_and_order(pair):
     assert torch.allclose(dice, 2 * iou / (1 + iou))
     scores = metrics.segmentation_scores(predicted, torch.where(target, PET, BACKGROUND).byte())
     assert all(0 <= value <= 1 for value in scores.values())
-    difference, low, high = PART1.bootstrap_iou_difference(counts, counts.flip(0), resamples=20)
-    assert -1 <= low <= high <= 1
-    assert difference == 0
 
 
 @given(pairs(3, 1, 0, 1).map(lambda pair: pair[1][:, None]))

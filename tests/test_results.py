@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,6 +27,7 @@ from utils.training import Training
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("DATA_DIR", ROOT / "data"))
 NUMBERS = {part: load_numbers(part) for part in NOTEBOOKS}
+PAGES = {part: load_numbers(part) for part in TABLES}  # a sweep has tables, too
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 UNETS, CVAES, COLOURED = NUMBERS.values()
 TRAINING = Training([{"loss": 0.5, "score": 0.75}, {"loss": 0.25, "score": 0.5}], [1.5, 2.5], best_epoch=0)
@@ -167,14 +169,26 @@ def test_the_assignments_table_names_each_decoder_and_what_was_not_trained():
     assert "Ups (bilinear upsampling)" in table[3].split("|")[3]
 
 
+def test_the_published_sweep_has_all_variants_with_each_seed_and_its_summary_is_that_of_its_rows():
+    sweep = PAGES["unet_sweep"]
+    ious = {(row["variant"], row["seed"]): row["iou"] for row in sweep["rows"]}
+    assert ious.keys() == {(variant, seed) for variant in sweep["variants"] for seed in sweep["seeds"]}
+    assert (len(sweep["variants"]), len(sweep["seeds"])) == (8, 3)
+    for variant, row in sweep["variants"].items():
+        each = [ious[variant, seed] for seed in sweep["seeds"]]
+        assert (row["iou_mean"], row["iou_sd"]) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
+    changed = {key: value for key, value in sweep["recipe"].items() if value != UNETS["recipe"][key]}
+    assert changed.keys() == {"size_schedule"}, "else the text of notebook 01 is wrong"
+
+
 def test_a_text_gets_the_tables_that_it_has_markers_for():
     text = "a\n<!-- one -->\nold\n<!-- /one -->\nb"
     assert results.with_tables(text, {"one": r"new \1", "two": "x"}) == "a\n<!-- one -->\nnew \\1\n<!-- /one -->\nb"
 
 
-@pytest.mark.parametrize("part", NUMBERS)
+@pytest.mark.parametrize("part", PAGES)
 def test_readme_and_pages_show_the_tables_of_the_numbers(part):
-    tables = TABLES[part](NUMBERS[part])
+    tables = TABLES[part](PAGES[part])
     assert any(f"<!-- {name} -->" in README for name in tables)
     assert results.with_tables(README, tables) == README, "call results.update_pages"
     page = (RESULTS / f"{part}.md").read_text(encoding="utf-8")
@@ -190,7 +204,7 @@ def test_every_measure_of_every_network_stands_in_a_table():
 
 
 def test_tables_have_five_columns_at_most():
-    tables = [table for part, numbers in NUMBERS.items() for table in TABLES[part](numbers).values()]
+    tables = [table for part, numbers in PAGES.items() for table in TABLES[part](numbers).values()]
     assert len(widths("\n".join(tables))) == len(tables)
     pages = [path.read_text(encoding="utf-8") for path in RESULTS.glob("*.md")]
     assert max(widths("\n".join([README, *tables, *pages]))) <= 5
@@ -199,19 +213,19 @@ def test_tables_have_five_columns_at_most():
 def test_pages_are_updated_from_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setattr(results, "RESULTS", tmp_path / "Results")
-    monkeypatch.setattr(results, "load_numbers", NUMBERS.get)
+    monkeypatch.setattr(results, "load_numbers", PAGES.get)
     (tmp_path / "README.md").write_text("<!-- unet-2x2 -->\n<!-- /unet-2x2 -->\n", encoding="utf-8")
     results.update_pages()
     table = results.unet_tables(UNETS)["unet-2x2"]
     assert (tmp_path / "README.md").read_text("utf-8") == f"<!-- unet-2x2 -->\n{table}\n<!-- /unet-2x2 -->\n"
-    assert sorted(path.stem for path in (tmp_path / "Results").iterdir()) == sorted(NUMBERS)
+    assert sorted(path.stem for path in (tmp_path / "Results").iterdir()) == sorted(PAGES)
 
 
 # --- The README -------------------------------------------------------------------------------------------------------
 
 
 def test_the_readmes_markers_are_those_of_tables_and_of_links_to_colab():
-    names = [name for part, numbers in NUMBERS.items() for name in TABLES[part](numbers)]
+    names = [name for part, numbers in PAGES.items() for name in TABLES[part](numbers)]
     opened, closed = (re.findall(rf"<!-- {slash}([\w-]+) -->", README) for slash in ("", "/"))
     assert opened == closed
     assert not {*opened} - {*names, "colab"}

@@ -9,6 +9,7 @@ encoder sees the true label, the decoder the wrong one. A code is the mean of q(
 """
 
 from collections.abc import Callable
+from statistics import mean
 from types import SimpleNamespace
 
 import torch
@@ -85,6 +86,21 @@ def segmentation_scores(predicted: Tensor, trimaps: Tensor) -> dict[str, float]:
     scores = {name: measure(whole).item() for name, measure in measures.items()}
     scores["iou_per_image"] = iou(counts).mean().item()
     return scores | {f"{name}_border_ignored": measure(inside).item() for name, measure in measures.items()}
+
+
+def effect_by_seed(scores: dict[tuple[str, int], float], before: str, after: str) -> dict[int, float]:
+    """The main effect of a factor: how a score changes if `after` stands for `before` in a variant's name.
+
+    `scores` are those of all variants, such as "MP+Tr+BCE", with each seed. For each seed, the mean over all pairs of
+    variants that differ in nothing else (Montgomery, *Design and Analysis of Experiments*, on 2^k factorial designs).
+    """
+    differences = {}
+    for (variant, seed), score in scores.items():
+        parts = variant.split("+")
+        if before in parts:
+            partner = "+".join(after if part == before else part for part in parts)
+            differences.setdefault(seed, []).append(scores[partner, seed] - score)
+    return {seed: mean(each) for seed, each in differences.items()}
 
 
 def encode(model: ConditionalVAE, images: Tensor, labels: Tensor) -> Tensor:

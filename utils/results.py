@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from utils.classifiers import build_digit_guide, build_digit_judge, build_picture_guide, build_picture_judge
 from utils.cvae import build_digit_vae, build_picture_vae
 from utils.files import load_tensors, save_json, save_tensors, write_atomically
+from utils.metrics import effect_by_seed
 from utils.training import Training
 from utils.unet import build_unet
 
@@ -49,6 +51,11 @@ MEASURES = {  # key of the json files: (title, format)
     "psnr": ("PSNR", "{:.1f} dB"),
 }
 REMEDY = "clone the course anew, leave the sizes of its networks as they are, or set pretrained to False"
+FACTORS = [  # of the eight U-Nets: (title, from, to)
+    ("max pooling to strided convolution", "MP", "StrConv"),
+    ("transposed convolution to upsampling", "Tr", "Ups"),
+    ("BCE to Dice loss", "BCE", "Dice"),
+]
 NAMES = {"label_following": "label-following", "all_foreground": "all foreground", "mean_mask": "mean training mask"}
 
 
@@ -176,9 +183,24 @@ def variant_cell(variants: dict, down: str, loss: str) -> str:
     """What the 2x2 table says of one variant."""
     for up, decoder in {"Tr": "transposed convolution", "Ups": "bilinear upsampling"}.items():
         if row := variants.get(f"{down}+{up}+{loss}"):
-            iou = f"{row['iou_mean']:.3f} ± {row['iou_sd']:.3f}" if "seeds" in row else f"{row['iou']:.3f}"
-            return f"**IoU {iou}**<br>{up} ({decoder})<br>{row['parameters'] / 1e6:.2f} M parameters"
+            return f"**IoU {row['iou']:.3f}**<br>{up} ({decoder})<br>{row['parameters'] / 1e6:.2f} M parameters"
     return "not trained"
+
+
+def sweep_tables(sweep: dict) -> dict[str, str]:
+    """Part 1's eight variants over several seeds: mean and standard deviation of each, and each factor's effect."""
+    means = [["", "BCE", "Dice loss"]]
+    for place in ("MP+Tr", "MP+Ups", "StrConv+Tr", "StrConv+Ups"):
+        rows = (sweep["variants"][f"{place}+{loss}"] for loss in ("BCE", "Dice"))
+        means.append([place, *(f"{row['iou_mean']:.3f} ± {row['iou_sd']:.3f}" for row in rows)])
+    ious = {(row["variant"], row["seed"]): row["iou"] for row in sweep["rows"]}
+    effects = [["change in IoU", *(f"seed {seed}" for seed in sweep["seeds"]), "mean ± standard error"]]
+    for title, before, after in FACTORS:
+        differences = [*effect_by_seed(ious, before, after).values()]
+        error = stdev(differences) / len(differences) ** 0.5
+        row = [f"{difference:+.4f}" for difference in [*differences, mean(differences)]]
+        effects.append([title, *row[:-1], f"{row[-1]} ± {error:.4f}"])
+    return {"unet-seeds": markdown_table(means), "unet-effects": markdown_table(effects)}
 
 
 def cvae_tables(results: dict) -> dict[str, str]:
@@ -200,7 +222,7 @@ def baseline_rows(results: dict) -> dict[str, dict[str, float]]:
     return {f"*baseline: {NAMES.get(name, name)}*": row for name, row in results["baselines"].items()}
 
 
-TABLES = {"unet": unet_tables, "cvae_mnist": cvae_tables, "cvae_cifar10": cvae_tables}
+TABLES = {"unet": unet_tables, "unet_sweep": sweep_tables, "cvae_mnist": cvae_tables, "cvae_cifar10": cvae_tables}
 
 
 def with_tables(text: str, tables: dict[str, str]) -> str:
