@@ -479,7 +479,7 @@ def test_a_sweeps_scores_are_published(publish, tmp_path):
     tables = results.sweep_tables(published)
     assert "| MP+Tr | 0.500 ± 0.354 | 0.500 ± 0.000 |" in tables["unet-seeds"]
     # With seed 0 one of four pairs falls by 0.25, with seed 1 one rises by that: the mean is 0.
-    assert tables["unet-effects"].endswith("| BCE to Dice loss | -0.0625 | +0.0625 | +0.0000 ± 0.0625 |")
+    assert tables["unet-effects"].endswith("| BCE to Dice loss | −0.0625 | +0.0625 | +0.0000 ± 0.0625 |")
 
 
 @pytest.mark.parametrize(("scores", "changes", "message"), [

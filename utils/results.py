@@ -198,7 +198,7 @@ def sweep_tables(sweep: dict) -> dict[str, str]:
     for title, before, after in FACTORS:
         differences = [*effect_by_seed(ious, before, after).values()]
         error = stdev(differences) / len(differences) ** 0.5
-        row = [f"{difference:+.4f}" for difference in [*differences, mean(differences)]]
+        row = [f"{difference:+.4f}".replace("-", "−") for difference in [*differences, mean(differences)]]
         effects.append([title, *row[:-1], f"{row[-1]} ± {error:.4f}"])
     return {"unet-seeds": markdown_table(means), "unet-effects": markdown_table(effects)}
 
