@@ -196,7 +196,8 @@ def sweep_tables(sweep: dict) -> dict[str, str]:
     ious = {(row["variant"], row["seed"]): row["iou"] for row in sweep["rows"]}
     effects = [["change in IoU", *(f"seed {seed}" for seed in sweep["seeds"]), "mean ± standard error"]]
     for title, before, after in FACTORS:
-        differences = [*effect_by_seed(ious, before, after).values()]
+        of_seed = effect_by_seed(ious, before, after)
+        differences = [of_seed[seed] for seed in sweep["seeds"]]
         error = stdev(differences) / len(differences) ** 0.5
         row = [f"{difference:+.4f}".replace("-", "−") for difference in [*differences, mean(differences)]]
         effects.append([title, *row[:-1], f"{row[-1]} ± {error:.4f}"])
