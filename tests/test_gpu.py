@@ -3,8 +3,6 @@
 They refuse what a GPU would refuse, tensors on two devices, and what it would have to be waited for, a value.
 """
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
@@ -93,9 +91,11 @@ def test_a_step_of_the_label_following_picture_vae(gpu, monkeypatch):
         vae, guide = build_picture_vae(8, 8, "decoder", 16), build_picture_guide(8)
         models = nn.ModuleDict({"vae": vae, "discriminator": CIFAR10.Discriminator(3, 8)})
     monkeypatch.setitem(CIFAR10.guide_loss.__globals__, "random_shift", lambda images: images)  # draws on the CPU
-    lookalikes = SimpleNamespace(find=lambda images, labels: torch.zeros_like(images))  # searched on the CPU
-    teachers = CIFAR10.Teachers(guide, 0.4, lookalikes)
-    weights = {"guide": 300.0, "discriminator": 300.0, "lookalike": 0.3}
+    exemplars = object.__new__(CIFAR10.Exemplars)  # they were chosen before the step
+    exemplars.images, exemplars.layouts = torch.zeros(10, 8, 3, 32, 32, device=gpu), torch.zeros(10, 8, 48, device=gpu)
+    exemplars.near = 2
+    teachers = CIFAR10.Teachers(guide, 0.4, exemplars)
+    weights = {"guide": 100.0, "discriminator": 300.0, "exemplar": 1.0}
 
     def loss(models, batch, number):
         return CIFAR10.label_following_loss(models, batch, teachers, weights, 1.0)

@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 from math import log, pi
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,24 +192,49 @@ def test_one_backward_pass_gives_the_gradients_of_both_losses_on_shifted_noisy_i
     assert undecided.item() == pytest.approx(2 * log(2)), "by hand"
 
 
-def test_lookalikes_are_of_the_class_asked_for_and_nearest_in_layout():
+def exemplars_of(split, guide, count):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CIFAR10.Exemplars.__init__.__globals__, "device", torch.device("cpu"))
+        return CIFAR10.Exemplars(split, guide, count)
+
+
+def test_exemplars_are_those_that_the_guide_is_surest_of():
     images, labels = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8), torch.arange(60) % 10
-    lookalikes = CIFAR10.Lookalikes(Split(images, labels))
-    assert torch.equal(lookalikes.find(images, labels), images)  # nobody is more alike than oneself
-    on_a_gpu = SimpleNamespace(cpu=lambda: images, device=torch.device("meta"))
-    assert lookalikes.find(on_a_gpu, labels).device.type == "meta"  # found on the CPU, and sent where the images are
-    found = lookalikes.find(images[:7], torch.full((7,), 4))
-    blocks = images.double().unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(1)
-    for one, mine in zip(found, blocks):
-        nearest = min(range(4, 60, 10), key=lambda index: (blocks[index] - mine).square().sum().item())
-        assert torch.equal(one, images[nearest])
-    image = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
-    image[..., :8, 8:], image[..., 8:, :4] = 255, 51
-    assert CIFAR10.layout(image).tolist() == [pytest.approx([0, 1, 0.1, 0])], "by hand"
+    torch.manual_seed(0)
+    guide = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    exemplars = exemplars_of(Split(images, labels), guide, 2)
+    sure = guide(to_unit(images)).softmax(1)
+    for label in range(10):
+        best = sorted(range(label, 60, 10), key=lambda index: -sure[index, label].item())[:2]
+        assert torch.equal(exemplars.images[label], to_unit(images[best]))
+
+
+def test_the_target_is_the_nearest_to_the_output_of_the_exemplars_nearest_in_layout():
+    torch.manual_seed(0)
+    split = Split(torch.randint(0, 256, (160, 3, 32, 32), dtype=torch.uint8), torch.arange(160) % 10)
+    exemplars = exemplars_of(split, nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 8)
+    sources, outputs, labels = torch.rand(6, 3, 32, 32) / 2, torch.rand(6, 3, 32, 32), torch.tensor([3, 7, 3, 0, 9, 1])
+
+    def layout(image):
+        blocks = image.double().unfold(1, 8, 8).unfold(2, 8, 8).mean((-1, -2))  # (3, 4, 4)
+        return blocks - image.double().mean((1, 2))[:, None, None]
+
+    for found, source, output, label in zip(exemplars.find(outputs, sources, labels), sources, outputs, labels):
+        own = exemplars.images[label]
+        alike = sorted(own, key=lambda image: (layout(image) - layout(source)).square().sum())[:2]
+        halfway = [(source.mean((1, 2)) - image.mean((1, 2)))[:, None, None] / 2 for image in alike]
+        tinted = [(image + shift).clamp(0, 1) for image, shift in zip(alike, halfway)]
+        torch.testing.assert_close(found, min(tinted, key=lambda image: (image - output).square().sum()))
+
+
+def test_layout_by_hand():
+    image = torch.zeros(1, 1, 16, 16)
+    image[..., :8, 8:], image[..., 8:, :4] = 1.0, 0.4  # squares of mean 0, 1, 0.2 and 0; of all, 0.3
+    assert CIFAR10.layout(image).tolist() == [pytest.approx([-0.3, 0.7, -0.1, -0.3])]
 
 
 def setting(count=16):
-    """Two small networks, what teaches them, and pictures among which lookalikes are found."""
+    """Two small networks, what teaches them, and pictures of which some are exemplars."""
     torch.manual_seed(0)
     vae = ConditionalVAE((3, 32, 32), 10, 4, 4, 3, "decoder", "gaussian")
     guide = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).requires_grad_(False)
@@ -219,14 +243,14 @@ def setting(count=16):
     return (
         models,
         (split.images[:count], split.targets[:count]),
-        CIFAR10.Teachers(guide, 0.1, CIFAR10.Lookalikes(split)),
+        CIFAR10.Teachers(guide, 0.1, exemplars_of(split, guide, 1)),
     )
 
 
 def loss_of(warmup=1.0, count=16, **weights):
     models, batch, teachers = setting(count)
     torch.manual_seed(1)
-    weights = {"guide": 0.0, "discriminator": 0.0, "lookalike": 0.0} | weights
+    weights = {"guide": 0.0, "discriminator": 0.0, "exemplar": 0.0} | weights
     return models, CIFAR10.label_following_loss(models, batch, teachers, weights, warmup)
 
 
@@ -240,7 +264,7 @@ def test_the_label_following_loss_without_further_terms_is_the_elbo():
     assert terms["loss"].item() == pytest.approx((expected["reconstruction"] + 0.25 * expected["kl"]).item())
 
 
-@pytest.mark.parametrize("name", ["guide", "lookalike"])
+@pytest.mark.parametrize("name", ["guide", "exemplar"])
 def test_a_term_counts_by_its_weight(name):
     _, terms = loss_of(warmup=0.5, **{name: 3.0})
     expected = terms["reconstruction"] + 0.5 * terms["kl"] + 1.5 * terms[name]
@@ -258,15 +282,17 @@ def test_its_discriminator_is_trained_and_moves_the_decoder_by_its_weight():
     assert terms["loss"] == terms["reconstruction"] + 0.5 * terms["kl"] + terms["discriminator"]
 
 
-def test_only_wrong_labels_have_lookalikes_and_the_guide_reads_right_ones_too_in_noise():
+def test_only_wrong_labels_have_exemplars_and_the_guide_reads_right_ones_too_in_noise():
     models, (images, labels), teachers = setting()
     asked, read = [], []
-    teachers.lookalikes.find = lambda *arguments: asked.append(arguments) or arguments[0]
+    teachers.exemplars.find = lambda *arguments: asked.append(arguments) or arguments[1]
     teachers = teachers._replace(noise=5.0, guide=lambda shown: read.append(shown) or torch.zeros(len(shown), 10))
-    weights = {"guide": 1.0, "discriminator": 0.0, "lookalike": 1.0}
+    weights = {"guide": 1.0, "discriminator": 0.0, "exemplar": 1.0}
     CIFAR10.label_following_loss(models, (images, labels), teachers, weights, 1.0)
-    [(sources, sent)] = asked
-    assert torch.equal(sources, images[:4])
+    [(outputs, sources, sent)] = asked
+    assert outputs.shape == sources.shape
+    assert not outputs.requires_grad
+    assert torch.equal(sources, to_unit(images[:4]))
     assert not (sent == labels[:4]).any()
     [shown] = read
     assert shown.shape == (8, 3, 32, 32)
@@ -275,5 +301,5 @@ def test_only_wrong_labels_have_lookalikes_and_the_guide_reads_right_ones_too_in
 
 def test_it_takes_four_images_or_more():
     for count in range(4, 10):
-        _, terms = loss_of(count=count, guide=1.0, discriminator=1.0, lookalike=1.0)
+        _, terms = loss_of(count=count, guide=1.0, discriminator=1.0, exemplar=1.0)
         assert all(term.isfinite() for term in terms.values())
