@@ -59,7 +59,7 @@ def text_of(path):
 @pytest.mark.parametrize("notebook", PARTS)
 def test_code_cells_are_short(notebook):
     lengths = [len(cell.source.splitlines()) for cell in cells(ROOT / notebook)]
-    assert max(lengths) <= 26
+    assert max(lengths) <= 25
     assert statistics.median(lengths) <= 10
 
 
@@ -218,7 +218,7 @@ def test_the_conditional_vaes_learn(quick):
 def test_the_label_becomes_visible_on_pictures(quick):
     models = results.load_numbers("cvae_cifar10", quick / "cvae_cifar10" / "results")["models"]
     plain, following = models["plain"], models["label_following"]
-    assert following["guide_agreement"] > plain["guide_agreement"] + 0.3
+    assert following["guide_agreement"] > plain["guide_agreement"] + 0.4
     assert following["wrong_label_agreement"] > plain["wrong_label_agreement"] + 0.1
     assert plain["psnr"] > 12
     assert min(plain["source_retrieval"], following["source_retrieval"]) > 0.3

@@ -43,7 +43,8 @@ QUICK = {
     CIFAR10: STAND_IN
     | {"latent_size": 16, "hidden": 0, "base_channels": 8, "plain_epochs": 4, "epochs": 5, "trial_images": 640}
     | {"judge_channels": 8, "judge_epochs": 3, "guide_channels": 8, "guide_epochs": 3, "batch_size": 32}
-    | {"learning_rate": 2e-3, "noise": 0.6, "guide_weight": 300.0, "run_dir": "runs/quick/cvae_cifar10"},
+    | {"learning_rate": 2e-3, "noise": 0.6, "guide_weight": 300.0, "exemplar_weight": 0.3}
+    | {"run_dir": "runs/quick/cvae_cifar10"},
 }
 NOT_RECIPE = ("dataset", "pretrained", "image_size", "variants", "seed")  # what is run, not how it is trained
 NOT_RECIPE += ("image_folder", "digit_image", "run_dir", "repo_url")
