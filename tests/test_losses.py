@@ -193,10 +193,10 @@ def test_one_backward_pass_gives_the_gradients_of_both_losses_on_shifted_noisy_i
     assert undecided.item() == pytest.approx(2 * log(2)), "by hand"
 
 
-def exemplars_of(split, guide, count):
+def exemplars_of(split, guide, count, near=1):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CIFAR10.Exemplars.__init__.__globals__, "device", torch.device("cpu"))
-        return CIFAR10.Exemplars(split, guide, count)
+        return CIFAR10.Exemplars(split, guide, count, near)
 
 
 def test_exemplars_are_those_that_the_guide_is_surest_of():
@@ -208,12 +208,14 @@ def test_exemplars_are_those_that_the_guide_is_surest_of():
     for label in range(10):
         best = sorted(range(label, 60, 10), key=lambda index: -sure[index, label].item())[:2]
         assert torch.equal(exemplars.images[label], to_unit(images[best]))
+    few = exemplars_of(Split(images[:25], labels[:25]), guide, 8, near=4)  # two or three of each class
+    assert (few.images.shape[:2], few.near) == ((10, 2), 2)
 
 
 def test_the_target_is_the_nearest_to_the_output_of_the_exemplars_nearest_in_layout():
     torch.manual_seed(0)
     split = Split(torch.randint(0, 256, (160, 3, 32, 32), dtype=torch.uint8), torch.arange(160) % 10)
-    exemplars = exemplars_of(split, nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 8)
+    exemplars = exemplars_of(split, nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 8, near=2)
     sources, outputs, labels = torch.rand(6, 3, 32, 32) / 2, torch.rand(6, 3, 32, 32), torch.tensor([3, 7, 3, 0, 9, 1])
 
     def layout(image):
@@ -223,8 +225,8 @@ def test_the_target_is_the_nearest_to_the_output_of_the_exemplars_nearest_in_lay
     for found, source, output, label in zip(exemplars.find(outputs, sources, labels), sources, outputs, labels):
         own = exemplars.images[label]
         alike = sorted(own, key=lambda image: (layout(image) - layout(source)).square().sum())[:2]
-        halfway = [(source.mean((1, 2)) - image.mean((1, 2)))[:, None, None] / 2 for image in alike]
-        tinted = [(image + shift).clamp(0, 1) for image, shift in zip(alike, halfway)]
+        shifts = [(source.mean((1, 2)) - image.mean((1, 2)))[:, None, None] for image in alike]
+        tinted = [(image + shift).clamp(0, 1) for image, shift in zip(alike, shifts)]
         torch.testing.assert_close(found, min(tinted, key=lambda image: (image - output).square().sum()))
 
 
