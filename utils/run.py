@@ -158,6 +158,7 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
         print(f"networks: published, trained on {dataset} by this notebook with pretrained = False")
     if dataset == "stand-in":
         print("\n*** STAND-IN DATA: DRAWN BY THE PROGRAM. NOTHING BELOW IS A RESULT. ***")
+        print("What the text says below, it says of the published run on real data.")
     return run
 
 
