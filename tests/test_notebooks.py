@@ -339,7 +339,6 @@ def test_a_sweep_runs_all_combinations_of_the_listed_values(capsys):
 def start(tmp_path, monkeypatch):
     """Start part 2a with other values than the defaults."""
     monkeypatch.setitem(plt.rcParams, "figure.dpi", 72)
-    monkeypatch.setattr(run, "set_matplotlib_formats", lambda *names, **options: None)
     return lambda **given: run.start(MNIST, run.defaults(MNIST) | {"run_dir": str(tmp_path)} | given)
 
 

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import torch
 from IPython.display import clear_output
 from matplotlib.figure import Figure
-from matplotlib_inline.backend_inline import set_matplotlib_formats
+from matplotlib_inline.config import InlineBackend
 from torch import nn
 from tqdm import tqdm
 
@@ -150,7 +150,9 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
     folder, data_dir = lock_run_dir(Path(names["run_dir"])), Path(os.environ.get("DATA_DIR", "data"))
     about = PARTS[notebook], dataset, names["seed"], recipe, published, best_device()
     run = Run(*about, folder, folder / ("pretrained" if published else "results"), data_dir)
-    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 65})  # PNG would outgrow GitHub's limit
+    inline = InlineBackend.instance()  # asked again at the first figure by matplotlib before 3.9
+    inline.print_figure_kwargs["pil_kwargs"] = {"quality": 65}
+    inline.figure_formats = {"jpeg"}  # PNG would outgrow GitHub's limit
     plt.rcParams["figure.dpi"] = 72
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {run.device.type}, ", end="")
     print(f"{best_precision(run.device)}\ndata set: {dataset}")
