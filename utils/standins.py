@@ -90,7 +90,7 @@ def draw_character(character: str, rng: Generator, height: float, pen: int) -> n
 
 def draw_digit(number: int, rng: Generator) -> tuple[np.ndarray, int]:
     """A digit (28, 28) and its label."""
-    return shrink(draw_character(str(number % 10), rng, 88, int(rng.integers(6, 15))), 28), number % 10
+    return shrink(draw_character(str(number % 10), rng, 82, int(rng.integers(6, 15))), 28), number % 10
 
 
 def draw_letter(number: int, rng: Generator) -> tuple[np.ndarray, int]:
