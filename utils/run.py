@@ -150,7 +150,7 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
     folder, data_dir = lock_run_dir(Path(names["run_dir"])), Path(os.environ.get("DATA_DIR", "data"))
     about = PARTS[notebook], dataset, names["seed"], recipe, published, best_device()
     run = Run(*about, folder, folder / ("pretrained" if published else "results"), data_dir)
-    inline = InlineBackend.instance()  # asked again at the first figure by matplotlib before 3.9
+    inline = InlineBackend.instance()  # matplotlib 3.8 asks it again at the first figure
     inline.print_figure_kwargs["pil_kwargs"] = {"quality": 65}
     inline.figure_formats = {"jpeg"}  # PNG would outgrow GitHub's limit
     plt.rcParams["figure.dpi"] = 72
@@ -160,7 +160,7 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
         print(f"networks: published, trained on {dataset} by this notebook with pretrained = False")
     if dataset == "stand-in":
         print("\n*** STAND-IN DATA: DRAWN BY THE PROGRAM. NOTHING BELOW IS A RESULT. ***")
-        print("What the text says below, it says of the published run on real data.")
+        print("The text below describes the published run, on real data.")
     return run
 
 
