@@ -1,4 +1,4 @@
-"""A conditional variational autoencoder (Kingma and Welling 2013, arXiv:1312.6114; Sohn, Lee and Yan 2015).
+"""A conditional variational autoencoder (Kingma and Welling 2014, arXiv:1312.6114; Sohn, Lee and Yan 2015).
 
 The encoder turns an image into a Gaussian over codes z, the decoder turns a code into an image, and either or both see
 the label: a one-hot vector that a linear layer embeds.

@@ -41,7 +41,7 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def bernoulli_loss(logits: Tensor, images: Tensor) -> Tensor:
     """Minus the log-likelihood of each image under independent Bernoulli pixels: nats per image, (N,), 0 or more.
 
-    -sum[x log p + (1 - x) log(1 - p)] with p = sigmoid(logit) (Kingma and Welling 2013, arXiv:1312.6114, appendix C.1).
+    -sum[x log p + (1 - x) log(1 - p)] with p = sigmoid(logit) (Kingma and Welling 2014, arXiv:1312.6114, appendix C.1).
     A grey pixel x counts as a share of white; the loss of grey images therefore has a floor above 0. Images are in
     0..1, (N, ...). ValueError unless they have the shape of the logits.
     """
@@ -54,7 +54,7 @@ def gaussian_loss(logits: Tensor, images: Tensor, log_deviation: Tensor) -> Tens
     """Minus the log-density of each image under independent Gaussian pixels: nats per image, (N,); may be negative.
 
     sum[(x - p)^2 / (2 s^2) + log s + log(2 pi) / 2] with the mean p = sigmoid(logit), which lies where pixels do, and
-    one standard deviation s (Kingma and Welling 2013, arXiv:1312.6114, appendix C.2; one s for all pixels, learnt with
+    one standard deviation s (Kingma and Welling 2014, arXiv:1312.6114, appendix C.2; one s for all pixels, learnt with
     the weights: Rybkin et al. 2021, arXiv:2006.13202, section 3). `log_deviation` is the scalar log s, where 1 is the
     whole range of a pixel; the other arguments and the errors are those of `bernoulli_loss`.
     """
@@ -66,7 +66,7 @@ def gaussian_loss(logits: Tensor, images: Tensor, log_deviation: Tensor) -> Tens
 def kl_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL divergence of N(mean, variance) from N(0, 1), summed over the code: sum(mean^2 + var - 1 - log var) / 2.
 
-    Kingma and Welling 2013 (arXiv:1312.6114), appendix B, with the sign turned; 0 at mean 0 and variance 1. Both
+    Kingma and Welling 2014 (arXiv:1312.6114), appendix B, with the sign turned; 0 at mean 0 and variance 1. Both
     arguments are (N, latent size). Nats per image, (N,), 0 or more.
     """
     mean, log_variance = mean.float(), log_variance.float()
@@ -77,7 +77,7 @@ def kl_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
 def elbo_terms(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Reconstruction loss, KL divergence and their sum, minus the ELBO: scalars, means in nats per image.
 
-    Kingma and Welling 2013 (arXiv:1312.6114), equation 10 with one draw; arguments as in the forward pass.
+    Kingma and Welling 2014 (arXiv:1312.6114), equation 10 with one draw; arguments as in the forward pass.
     """
     logits, mean, log_variance = model(images, labels)
     reconstruction, kl = model.reconstruction_loss(logits, images).mean(), kl_loss(mean, log_variance).mean()
