@@ -28,7 +28,7 @@ CLASSES = 10
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PET, BACKGROUND, BORDER = 1, 2, 3
 SPLIT_SEED = 0  # one hold-out for every run and seed: changing it would let choices peek at other images
-STANDIN_PETS, STANDIN_LABELLED = (320, 64, 128), (2_000, 200, 200)  # images for training, validation and test
+STANDIN_PETS, STANDIN_LABELLED = (320, 64, 128), (2_000, 100, 100)  # images for training, validation and test
 
 
 class DataError(RuntimeError):

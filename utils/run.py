@@ -35,14 +35,14 @@ UNET, MNIST, CIFAR10 = PARTS
 STAND_IN = {"dataset": "stand-in", "pretrained": False}  # drawn data, and minutes instead of hours
 QUICK = {
     UNET: STAND_IN
-    | {"image_size": 64, "size_schedule": [[64, 5]], "batch_size": 32, "run_dir": "runs/quick/unet"}
-    | {"learning_rate": 0.12},  # few and short epochs need longer steps
+    | {"image_size": 64, "size_schedule": [[64, 4]], "base_channels": 8, "batch_size": 32}
+    | {"learning_rate": 0.12, "run_dir": "runs/quick/unet"},  # few and short epochs need longer steps
     MNIST: STAND_IN
     | {"base_channels": 8, "epochs": 8, "trial_epochs": 1, "judge_epochs": 5, "batch_size": 64}
     | {"learning_rate": 8e-3, "run_dir": "runs/quick/cvae_mnist"},
     CIFAR10: STAND_IN
-    | {"latent_size": 16, "hidden": 0, "base_channels": 8, "plain_epochs": 3, "epochs": 5, "trial_images": 640}
-    | {"judge_channels": 8, "judge_epochs": 3, "guide_channels": 8, "guide_epochs": 3, "batch_size": 32}
+    | {"latent_size": 16, "hidden": 0, "base_channels": 8, "plain_epochs": 3, "epochs": 5, "trial_images": 320}
+    | {"judge_channels": 8, "judge_epochs": 2, "guide_channels": 8, "guide_epochs": 3, "batch_size": 32}
     | {"learning_rate": 3e-3, "noise": 0.6, "guide_weight": 300.0, "exemplar_weight": 0.3}
     | {"run_dir": "runs/quick/cvae_cifar10"},
 }
