@@ -49,7 +49,7 @@ from utils.files import write_atomically
 from utils.losses import bce_loss, elbo_terms
 from utils.results import NOTEBOOKS, RESULTS, markdown_table
 from utils.training import Muon, best_device, best_precision, train_epoch
-from utils.unet import BatchNorm2d, build_unet
+from utils.unet import build_unet
 
 COMPARED = """
 Four processes take turns. *Naive* is a loop as one writes it first: float32, NCHW, AdamW as it comes, the loss read at
@@ -95,7 +95,7 @@ def main() -> None:
     device = best_device()
     machine = f"{device.type}, {best_precision(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     parts = ["# How fast the course trains", " ".join(COMPARED.split()), f"Measured on: {machine}."]
-    of_steps = (lambda: arithmetic(device), lambda: shares(device), normalisation)
+    of_steps = (lambda: arithmetic(device), lambda: shares(device))
     for measure in (lambda: throughput(options.against), *of_steps, start_up, peak_memory):
         parts.append(measure())
         print(parts[-1], "\n", flush=True)
@@ -185,7 +185,7 @@ def model_of(task: str) -> nn.Module:
         return build_digit_vae(16, 16, "both")
     if task == "cifar10":
         return build_picture_vae(192, 48, "both", hidden=0)
-    return build_unet("MP+Tr+BCE", 8, 4)
+    return build_unet("MP+Tr+BCE", 16, 4)
 
 
 def adam(model: nn.Module, fused: bool | None = None) -> torch.optim.AdamW:
@@ -348,23 +348,6 @@ def shares(device: torch.device) -> str:
         total = sum(e.self_cpu_time_total for e in events)
         columns.append([TITLES[task], *(f"{part / total:.0%}" for part in [*spent, total - sum(spent)])])
     return markdown_table(list(map(list, zip(*columns))))
-
-
-def normalisation() -> str:
-    """Both passes through a normalisation of the U-Net's first level, torch's and the course's, on the processor."""
-    rows = [["batch normalisation of 16 images, on the processor", "torch's, ms", "the course's, ms", "ratio"]]
-    for channels, side in ((8, SIZE), (8, SIZE // 2)):
-        maps = torch.randn(16, channels, side, side, dtype=best_precision(torch.device("cpu")))
-        maps = maps.contiguous(memory_format=torch.channels_last).requires_grad_()
-        times = {nn.BatchNorm2d(channels): [], BatchNorm2d(channels): []}
-        for _ in range(10 * ROUNDS):
-            for layer, its_times in times.items():
-                start = time.perf_counter()
-                torch.autograd.grad(layer(maps), (maps, *layer.parameters()), maps.detach())
-                its_times.append(time.perf_counter() - start)
-        theirs, ours = (1000 * np.median(its_times) for its_times in times.values())
-        rows.append([f"{channels} channels, {side} px", f"{theirs:.1f}", f"{ours:.1f}", f"{theirs / ours:.1f}"])
-    return markdown_table(rows)
 
 
 def training(task: str, device: torch.device) -> Callable[[int], None]:

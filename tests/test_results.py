@@ -178,7 +178,7 @@ def test_the_published_sweep_has_all_variants_with_each_seed_and_its_summary_is_
         each = [ious[variant, seed] for seed in sweep["seeds"]]
         assert (row["iou_mean"], row["iou_sd"]) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
     changed = {key: value for key, value in sweep["recipe"].items() if value != UNETS["recipe"][key]}
-    assert changed.keys() == {"size_schedule"}, "else the text of notebook 01 is wrong"
+    assert changed.keys() == {"size_schedule", "base_channels", "weight_decay"}, "else the text of notebook 01 is wrong"
 
 
 def test_a_text_gets_the_tables_that_it_has_markers_for():

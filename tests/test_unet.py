@@ -1,10 +1,10 @@
-"""The U-Net by shapes, gradients and the trait each variant is named for; batch normalisation against torch's."""
+"""The U-Net by shapes, gradients and the trait each variant is named for."""
 
 import pytest
 import torch
 from torch import nn
 
-from utils.unet import DOWN, UP, BatchNorm2d, UNet, build_unet, up_convolution
+from utils.unet import DOWN, UP, UNet, build_unet, up_convolution
 
 each_variant = pytest.mark.parametrize(("down", "up"), [(down, up) for down in DOWN for up in UP])
 
@@ -60,58 +60,3 @@ def test_parameters_of_the_smallest_network_by_hand():
 def test_images_that_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         UNet(3, 1, 4, 3, "maxpool", "transposed")(torch.zeros(shape))
-
-
-# --- Batch normalisation of few channels ------------------------------------------------------------------------------
-
-
-def test_batch_normalisation_is_torchs_on_each_column_of_a_row_of_64_numbers():
-    """Of 8 channels, the pixels 0, 8, 16, ... of the flattened maps are one column, 1, 9, 17, ... the next."""
-    x, ours, theirs = torch.randn(3, 8, 4, 16).double(), BatchNorm2d(8).double(), nn.BatchNorm2d(64).double()
-    nn.init.normal_(ours.weight)
-    nn.init.normal_(ours.bias)
-    theirs.weight.data, theirs.bias.data = ours.weight.data.repeat(8), ours.bias.data.repeat(8)
-    leaf = x.clone().requires_grad_()
-    columns = leaf.permute(0, 2, 3, 1).reshape(24, 64, 1, 1)
-    expected = theirs(columns).view(3, 4, 16, 8).permute(0, 3, 1, 2)
-    (gradient,) = torch.autograd.grad(expected.square().sum(), leaf)
-    for given in (x.clone(), x.contiguous(memory_format=torch.channels_last)):
-        given.requires_grad_()
-        ours.reset_running_stats()
-        maps = ours(given)
-        torch.testing.assert_close(maps, expected)
-        torch.testing.assert_close(torch.autograd.grad(maps.square().sum(), given)[0], gradient)
-        torch.testing.assert_close(ours.running_mean, theirs.running_mean.view(8, 8).mean(0))
-        torch.testing.assert_close(ours.running_var, theirs.running_var.view(8, 8).mean(0))
-
-
-def test_on_large_maps_it_is_nearly_torchs_and_in_evaluation_exactly():
-    x, ours, theirs = torch.randn(16, 8, 64, 64) + 2, BatchNorm2d(8), nn.BatchNorm2d(8)
-    torch.testing.assert_close(ours(x), theirs(x), atol=0.1, rtol=0)
-    torch.testing.assert_close(ours.running_var, theirs.running_var, atol=1e-3, rtol=0)
-    ours.load_state_dict(theirs.state_dict())
-    assert torch.equal(ours.eval()(x), theirs.eval()(x))
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 3, 3), (2, 16, 4, 4), (2, 6, 8, 8)])
-def test_pixels_that_fill_no_row_and_channels_that_are_many_or_do_not_divide_it_are_torchs(shape):
-    x = torch.randn(shape)
-    assert torch.equal(BatchNorm2d(shape[1])(x), nn.BatchNorm2d(shape[1])(x))
-
-
-def test_relu_may_work_in_place_on_it():
-    x, gradients = torch.randn(2, 8, 8, 8).double().contiguous(memory_format=torch.channels_last), []
-    for activate in (torch.relu, torch.relu_):
-        leaf, layer = x.clone().requires_grad_(), BatchNorm2d(8).double()
-        torch.cat([activate(layer(leaf)), 2 * leaf], dim=1).square().sum().backward()
-        gradients.append(leaf.grad)
-    torch.testing.assert_close(*gradients)
-
-
-@pytest.mark.parametrize("shape", [(64, 4, 1, 1), (1, 8, 1, 1)])
-def test_errors_are_torchs(shape):
-    with pytest.raises((ValueError, RuntimeError)) as theirs:
-        nn.BatchNorm2d(8)(torch.zeros(shape))
-    with pytest.raises(theirs.type) as ours:
-        BatchNorm2d(8)(torch.zeros(shape))
-    assert str(ours.value) == str(theirs.value)

@@ -6,13 +6,11 @@ output is as large as the input, and each is followed by batch normalisation (Io
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from utils.checks import check_integers
 
 DOWN = {"MP": "maxpool", "StrConv": "strided"}
 UP = {"Tr": "transposed", "Ups": "upsample"}
-ROW = 64  # numbers: enough to fill the processor's vectors, and to keep its threads off each other's cache lines
 
 
 def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -21,7 +19,7 @@ def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
     for channels in (in_channels, out_channels):
         layers += [
             nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),  # batch norm has the bias
-            BatchNorm2d(out_channels),  # fast for few channels, too
+            nn.BatchNorm2d(out_channels),
             nn.ReLU(),
         ]
     return nn.Sequential(*layers)
@@ -67,7 +65,7 @@ class UNet(nn.Module):
             raise ValueError(f"down={down!r}, up={up!r}: choose from {[*DOWN.values()]} and {[*UP.values()]}")
         check_integers(in_channels=in_channels, out_channels=out_channels, base_channels=base_channels, depth=depth)
         self.in_channels, self.depth = in_channels, depth
-        widths = [base_channels * 2**level for level in range(depth + 1)]  # 8, 16, 32, ... towards the bottleneck
+        widths = [base_channels * 2**level for level in range(depth + 1)]  # 16, 32, 64, ... towards the bottleneck
 
         self.contracting_path = nn.ModuleList(
             double_convolution(before, after) for before, after in zip([in_channels, *widths], widths[:-1])
@@ -103,26 +101,3 @@ def build_unet(variant: str, base_channels: int, depth: int) -> UNet:
     """The network for photographs that a name such as "StrConv+Ups+Dice" stands for; the loss takes no part in it."""
     down, up, _ = variant.split("+")
     return UNet(3, 1, base_channels, depth, DOWN[down], UP[up])
-
-
-class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that gains from a second thread also where channels are few.
-
-    torch's kernels run over rows of one pixel each; of 8 channels, two threads are no faster than one. Here several
-    neighbouring pixels make a row of 64. Each of its columns is normalised by itself, as in ghost batch normalisation
-    (Hoffer, Hubara and Soudry 2017, arXiv:1705.08741, algorithm 1), and the running statistics are their means.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised maps (N, C, H, W) of maps (N, C, H, W); errors as torch's."""
-        copies = ROW // self.num_features
-        if not self.training or copies * x.shape[1] != ROW or copies < 8 or x.numel() % ROW:
-            return super().forward(x)  # of 16 channels and more, torch is as fast
-        pixels = x.permute(0, 2, 3, 1)  # (N, H, W, C), as they lie in memory
-        rows = pixels.reshape(1, -1, 1, ROW).permute(0, 3, 1, 2)  # (1, 64, N H W C / 64, 1)
-        numbers = self.running_mean, self.running_var, self.weight, self.bias
-        mean, variance, weight, bias = (each.repeat(copies) for each in numbers)
-        rows = F.batch_norm(rows, mean, variance, weight, bias, True, self.momentum, self.eps)
-        self.running_mean.copy_(mean.view(copies, -1).mean(0))
-        self.running_var.copy_(variance.view(copies, -1).mean(0))
-        return rows.permute(0, 2, 3, 1).view(pixels.shape).permute(0, 3, 1, 2)
