@@ -505,7 +505,9 @@ def test_progressive_sizes():
 
 def test_augmentation_moves_digits_and_keeps_their_form():
     split = load_digits("stand-in", None).validation
-    before, after = (everything(Batches(split, 200, 7, augment)) for augment in (None, MNIST.digit_augmentation()))
+    before, after = (
+        everything(Batches(split, len(split.images), 7, augment)) for augment in (None, MNIST.digit_augmentation())
+    )
     assert torch.equal(before[1], after[1])
     assert not torch.equal(before[0], after[0])
     ink = after[0].flatten(1).sum(1) / before[0].flatten(1).sum(1)
