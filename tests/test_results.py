@@ -122,10 +122,10 @@ def test_a_network_that_there_is_not_is_refused(part, name):
 
 
 def test_what_is_published_is_real_and_small():
-    """Weights of 25 MB in all at the most, pictures of 500 kB, notebooks of 1.5 MB."""
+    """Weights of 40 MB in all at the most, pictures of 500 kB, notebooks of 1.5 MB."""
     assert [numbers["dataset"] for numbers in NUMBERS.values()] == ["oxford-iiit-pet", "mnist", "cifar10"]
     sizes = {path: path.stat().st_size for path in [*RESULTS.iterdir(), *ROOT.glob("*.ipynb")]}
-    assert sum(size for path, size in sizes.items() if path.suffix == ".pt") <= 25e6
+    assert sum(size for path, size in sizes.items() if path.suffix == ".pt") <= 40e6
     assert not [path.name for path, size in sizes.items() if path.suffix == ".png" and size >= 500e3]
     assert not [path.name for path, size in sizes.items() if path.suffix == ".ipynb" and size >= 1.5e6]
 
