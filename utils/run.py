@@ -42,7 +42,7 @@ QUICK = {
     | {"learning_rate": 8e-3, "run_dir": "runs/quick/cvae_mnist"},
     CIFAR10: STAND_IN
     | {"latent_size": 16, "hidden": 0, "base_channels": 8, "plain_epochs": 3, "epochs": 5, "trial_images": 320}
-    | {"judge_channels": 8, "judge_epochs": 2, "guide_channels": 8, "guide_epochs": 3, "batch_size": 32}
+    | {"judge_channels": 8, "judge_epochs": 3, "guide_channels": 8, "guide_epochs": 3, "batch_size": 32}
     | {"learning_rate": 3e-3, "noise": 0.6, "guide_weight": 300.0, "exemplar_weight": 0.3}
     | {"run_dir": "runs/quick/cvae_cifar10"},
 }
