@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import repeat
 from math import inf
 from pathlib import Path
@@ -48,7 +49,7 @@ from utils.data import Batches, Split, foreground, load_pets, normalise, to_unit
 from utils.files import write_atomically
 from utils.losses import bce_loss, elbo_terms
 from utils.results import NOTEBOOKS, RESULTS, markdown_table
-from utils.training import Muon, best_device, best_precision, train_epoch
+from utils.training import Muon, best_device, best_precision, mixed_precision, train_epoch
 from utils.unet import build_unet
 
 COMPARED = """
@@ -241,8 +242,8 @@ def infer(model: nn.Module, images: torch.Tensor, name: str) -> None:
         return
     device = next(model.parameters()).device
     model.eval()
-    half = name == "ceiling" and best_precision(device) == torch.bfloat16  # as the course predicts
-    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+    precision = mixed_precision(device) if name == "ceiling" else nullcontext()  # as the course predicts
+    with torch.no_grad(), precision:
         ready = normalise(images[:32].to(device))
         for batch in images.split(32):
             inputs = ready if name == "ceiling" else (batch.to(device).float() - 127.5) / 63.75

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.files import definitions
-from utils import metrics
+from utils import metrics, training
 from utils.cvae import ConditionalVAE
 from utils.data import BACKGROUND, BORDER, PET, normalise
 from utils.losses import bernoulli_loss, kl_loss
@@ -69,7 +69,7 @@ def test_counts_do_not_depend_on_how_many_images_are_counted_at_a_time():
 
 
 def test_predictions_are_the_models_sigmoid_in_evaluation_mode_and_of_two_views_the_mean(monkeypatch):
-    monkeypatch.setattr(metrics, "best_precision", lambda device: torch.float32)
+    monkeypatch.setattr(training, "best_precision", lambda device: torch.float32)
     model = nn.Sequential(nn.Conv2d(3, 1, 3, padding=1), nn.BatchNorm2d(1))
     images = torch.randint(256, (37, 3, 8, 8), dtype=torch.uint8)  # more than a batch
     plain, mean = metrics.predict_two_views(model, images)
@@ -78,7 +78,7 @@ def test_predictions_are_the_models_sigmoid_in_evaluation_mode_and_of_two_views_
     assert torch.equal(plain, metrics.predict(model, images))
     mirrored = model(normalise(images.flip(3))).sigmoid().flip(3)
     torch.testing.assert_close(mean, (plain + mirrored) / 2)
-    monkeypatch.setattr(metrics, "best_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr(training, "best_precision", lambda device: torch.bfloat16)
     rounded = metrics.predict(model, images)
     assert not torch.equal(rounded, plain)
     torch.testing.assert_close(rounded, plain, atol=0.01, rtol=0)

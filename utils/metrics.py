@@ -21,7 +21,7 @@ from utils.classifiers import in_parts, predict_labels
 from utils.cvae import ConditionalVAE
 from utils.data import BORDER, CLASSES, foreground, normalise
 from utils.losses import kl_loss
-from utils.training import best_precision
+from utils.training import mixed_precision
 
 THRESHOLD = 0.5  # a pixel is foreground where its probability is at least this
 BATCH = 500  # images that a conditional VAE encodes or decodes at a time
@@ -30,8 +30,7 @@ BATCH = 500  # images that a conditional VAE encodes or decodes at a time
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Foreground probabilities, float32 (N, 1, H, W) in 0..1 on the CPU, of uint8 images (N, 3, H, W)."""
     device = next(model.eval().parameters()).device
-    half = best_precision(device) == torch.bfloat16  # as in training
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+    with mixed_precision(device):  # as in training
         return in_parts(lambda part: model(normalise(part.to(device))).float().sigmoid().cpu(), images, size=32)
 
 

@@ -45,6 +45,12 @@ def best_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native or ampere else torch.float32
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """A context in which networks compute in `best_precision`; weights stay float32 (Micikevicius et al. 2018)."""
+    half = best_precision(device) == torch.bfloat16
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+
+
 def fit(
     model: nn.Module,
     batches: Any,
@@ -135,8 +141,7 @@ def train_step(model, batch, step: int, loss, optimiser, max_grad_norm: float) -
     """One step down the gradient of the loss on a batch; all terms of the loss."""
     device = next(model.parameters()).device
     batch = [tensor.to(device, non_blocking=True) for tensor in batch]
-    half = best_precision(device) == torch.bfloat16
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+    with mixed_precision(device):
         terms = loss(model, batch, step)
     optimiser.zero_grad(set_to_none=True)
     terms["loss"].backward()
