@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
@@ -315,3 +316,15 @@ def test_bits_per_dimension_against_a_gaussian_cut_into_256_levels():
     entropy = -torch.special.xlogy(share, share).sum() / share.sum() / math.log(2)
     nats = 0.5 * math.log(2 * math.pi * math.e * 0.07**2)  # minus the expected log-density of one number
     assert CIFAR10.bits_per_dimension(3 * nats, 3) == pytest.approx(entropy.item(), abs=0.01)
+
+
+def test_the_distance_to_the_nearest_digit_of_a_class_by_hand_and_against_scipy():
+    known = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]).view(3, 1, 1, 2)
+    made = torch.tensor([[0.0, 0.0], [0.0, 1.0]]).view(2, 1, 1, 2)
+    classes, sent = torch.tensor([0, 1, 1]), torch.tensor([1, 0])  # the first is 1 from its class, and so is the second
+    assert MNIST.distance_to_class(made, sent, known, classes) == 1
+    known, made = torch.rand(200, 1, 4, 4), torch.rand(70, 1, 4, 4)
+    classes, sent = torch.arange(200) % 10, torch.arange(70) % 10
+    distances = cdist(made.flatten(1), known.flatten(1))
+    distances[sent[:, None] != classes] = math.inf
+    assert MNIST.distance_to_class(made, sent, known, classes) == pytest.approx(distances.min(1).mean(), rel=1e-5)

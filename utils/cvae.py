@@ -72,7 +72,7 @@ class ConditionalVAE(nn.Module):
     def build_layers(self, base_channels: int, depth: int, hidden: int) -> None:
         """Embedding, encoder and decoder; the label widens what the dense layers take in."""
         channels, height, width = self.image_shape
-        widths = [channels, *(base_channels * 2**level for level in range(depth))]  # such as 1, 8, 16 channels
+        widths = [channels, *(base_channels * 2**level for level in range(depth))]  # such as 1, 16, 32 channels
         deepest = (widths[-1], height // 2**depth, width // 2**depth)
         self.embedding = nn.Linear(self.classes, EMBEDDING, bias=False)
         self.encoder = nn.Sequential(*(halve(*pair) for pair in pairwise(widths)), nn.Flatten())

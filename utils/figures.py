@@ -311,7 +311,7 @@ def draw_autoencoder(model: nn.Module) -> Figure:
     code = draw_box(ax, 0, 0, (size,), ORANGE, f"code: {size} numbers, a point")
     draw_arrow(boxes[before], code)
     draw_arrow(code, boxes[before + 1])
-    ax.text(0, -1.9, "one image, one code: between the codes there may be nothing", **TEXT | {"weight": "bold"})
+    ax.text(0, -1.9, "one image, one code: codes in between are never trained", **TEXT | {"weight": "bold"})
     return ax.figure
 
 
