@@ -319,10 +319,9 @@ def test_bits_per_dimension_against_a_gaussian_cut_into_256_levels():
 
 
 def test_the_distance_to_the_nearest_digit_of_a_class_by_hand_and_against_scipy():
-    known = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]).view(3, 1, 1, 2)
-    made = torch.tensor([[0.0, 0.0], [0.0, 1.0]]).view(2, 1, 1, 2)
-    classes, sent = torch.tensor([0, 1, 1]), torch.tensor([1, 0])  # the first is 1 from its class, and so is the second
-    assert MNIST.distance_to_class(made, sent, known, classes) == 1
+    classes = torch.arange(10)
+    known = torch.stack([torch.zeros(10), classes], dim=1).view(10, 1, 1, 2)  # class c at (0, c)
+    assert MNIST.distance_to_class(known.roll(-2, dims=0)[:8], classes[:8], known, classes) == 2
     known, made = torch.rand(200, 1, 4, 4), torch.rand(70, 1, 4, 4)
     classes, sent = torch.arange(200) % 10, torch.arange(70) % 10
     distances = cdist(made.flatten(1), known.flatten(1))
