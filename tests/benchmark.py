@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import repeat
 from math import inf
 from pathlib import Path
@@ -44,13 +45,11 @@ from tqdm import tqdm
 
 from tests.files import definitions, idx, write_image
 from utils import metrics, run, standins
-from utils.cvae import build_digit_vae, build_picture_vae
-from utils.data import Batches, Split, foreground, load_pets, normalise, to_unit
+from utils.data import Batches, Split, channels_first, foreground, load_pets, normalise, to_unit
 from utils.files import write_atomically
 from utils.losses import bce_loss, elbo_terms
-from utils.results import NOTEBOOKS, RESULTS, markdown_table
+from utils.results import NOTEBOOKS, RESULTS, build_network, load_numbers, markdown_table
 from utils.training import Muon, best_device, best_precision, mixed_precision, train_epoch
-from utils.unet import build_unet
 
 COMPARED = """
 Four processes take turns. *Naive* is a loop as one writes it first: float32, NCHW, AdamW as it comes, the loss read at
@@ -96,8 +95,8 @@ def main() -> None:
     device = best_device()
     machine = f"{device.type}, {best_precision(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     parts = ["# How fast the course trains", " ".join(COMPARED.split()), f"Measured on: {machine}."]
-    of_steps = (lambda: arithmetic(device), lambda: shares(device))
-    for measure in (lambda: throughput(options.against), *of_steps, start_up, peak_memory):
+    of_steps = (partial(arithmetic, device), partial(shares, device))
+    for measure in (partial(throughput, options.against), *of_steps, start_up, peak_memory):
         parts.append(measure())
         print(parts[-1], "\n", flush=True)
     if options.publish:
@@ -180,13 +179,10 @@ class Resident:
 
 
 def model_of(task: str) -> nn.Module:
-    """The published networks."""
+    """A network of the published size."""
     torch.manual_seed(0)
-    if task == "mnist":
-        return build_digit_vae(16, 16, "both")
-    if task == "cifar10":
-        return build_picture_vae(192, 48, "both", hidden=0)
-    return build_unet("MP+Tr+BCE", 16, 4)
+    part, name = (f"cvae_{task}", "plain") if task in ("mnist", "cifar10") else ("unet", "MP+Tr+BCE")
+    return build_network(part, name, load_numbers(part)["recipe"])
 
 
 def adam(model: nn.Module, fused: bool | None = None) -> torch.optim.AdamW:
@@ -213,7 +209,7 @@ def loss_of(task: str):
 
 def epoch(model: nn.Module, batches: Batches | Resident, task: str, optimiser: torch.optim.Optimizer) -> None:
     """One epoch in the course's loop."""
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimiser)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, 1.0)
     max_grad_norm = 3000.0 if task == "cifar10" else inf
     with tqdm(disable=True) as bar:
         train_epoch(model, batches, 0, loss_of(task), optimiser, schedule, max_grad_norm, bar)
@@ -258,11 +254,6 @@ def batches_of(task: str, size: int, count: int) -> Batches:
         return Batches(Split(*map(channels_first, arrays)), size, 0, augment, [SIZE])
     images, labels = (standins.digits if task == "mnist" else standins.letters)(size * count, 0)
     return Batches(Split(channels_first(images), torch.from_numpy(labels).long()), size, 0)
-
-
-def channels_first(array: np.ndarray) -> torch.Tensor:
-    """Images (N, H, W, C), or (N, H, W) with one channel, as a tensor (N, C, H, W)."""
-    return torch.from_numpy(array.reshape(*array.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
 
 
 # --- What the naive loop reads ----------------------------------------------------------------------------------------

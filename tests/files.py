@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("DATA_DIR", ROOT / "data"))
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 
 
 def definitions(notebook: str) -> SimpleNamespace:
-    """The functions and classes that the cells of a notebook define; nothing else of it is run."""
+    """The functions and classes that the cells of a notebook define; of the rest only imports are run."""
     cells, names = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"], {}
     for cell in (cell for cell in cells if cell["cell_type"] == "code"):
         for node in ast.parse("".join(cell["source"])).body:

@@ -79,7 +79,7 @@ def judge_block(in_channels: int, out_channels: int) -> list[nn.Module]:
 
 
 def build_picture_judge(base_channels: int) -> MirrorSum:
-    """The layers of airbench (Jordan 2024, arXiv:2404.00498, section 3.1), of any width; `whiten` its first one."""
+    """The layers of airbench (Jordan 2024, arXiv:2404.00498, section 3.1), of any width; Part 2b whitens the first."""
     check_integers(base_channels=base_channels)
     narrow, wide = base_channels, 4 * base_channels
     blocks = [*judge_block(24, narrow), *judge_block(narrow, wide), *judge_block(wide, wide)]
@@ -120,7 +120,7 @@ def in_parts(function: Callable[..., Tensor], *tensors: Tensor, size: int) -> Te
 def predict_logits(classifier: nn.Module, images: Tensor) -> Tensor:
     """Logits (N, 10) of float images (N, C, H, W) in 0..1."""
     # Of a hundred, the layers' outputs stay in a processor's cache: half as fast again as with 500.
-    return in_parts(classifier.eval(), images, size=100).float()
+    return in_parts(classifier.eval(), images, size=100)
 
 
 def predict_labels(classifier: nn.Module, images: Tensor) -> Tensor:

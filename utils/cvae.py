@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.checks import check_integers, check_labels, check_range
+from utils.data import CLASSES
 from utils.losses import bernoulli_loss, gaussian_loss
 
 LABEL_TO = ("encoder", "decoder", "both")
@@ -50,24 +51,33 @@ class ConditionalVAE(nn.Module):
         hidden: numbers in the hidden layer on either side of the code; 0 for none.
 
     Raises:
-        ValueError: for an unknown `label_to` or `likelihood`, or sizes that are not positive integers or cannot be
+        ValueError: for an unknown `label_to` or `likelihood`, or sizes that are no integers, too small, or cannot be
             halved so often.
     """
 
     def __init__(
-        self, image_shape, classes, latent_size, base_channels, depth, label_to, likelihood="bernoulli", hidden=512
+        self,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        latent_size: int,
+        base_channels: int,
+        depth: int,
+        label_to: str,
+        likelihood: str = "bernoulli",
+        hidden: int = 512,
     ):
         super().__init__()
         if label_to not in LABEL_TO or likelihood not in LIKELIHOODS:
             raise ValueError(f"{label_to=}, {likelihood=}: choose from {LABEL_TO} and {LIKELIHOODS}")
         check_integers(classes=classes, latent_size=latent_size, base_channels=base_channels, depth=depth)
+        check_integers(0, hidden=hidden)
         if any(side % 2**depth for side in image_shape[1:]):
             raise ValueError(f"images of shape {image_shape} cannot be halved {depth} times (depth)")
         self.image_shape, self.classes, self.latent_size = tuple(image_shape), classes, latent_size
         self.encoder_sees_label, self.decoder_sees_label = label_to != "decoder", label_to != "encoder"
         self.build_layers(base_channels, depth, hidden)
-        # About that of a picture's pixels.
-        self.log_deviation = nn.Parameter(torch.tensor(-1.5)) if likelihood == "gaussian" else None
+        start = torch.tensor(-1.5)  # a deviation of 0.22, about that of a picture's pixels
+        self.log_deviation = nn.Parameter(start) if likelihood == "gaussian" else None
 
     def build_layers(self, base_channels: int, depth: int, hidden: int) -> None:
         """Embedding, encoder and decoder; the label widens what the dense layers take in."""
@@ -126,9 +136,9 @@ class ConditionalVAE(nn.Module):
 
 def build_digit_vae(latent_size: int, base_channels: int, label_to: str) -> ConditionalVAE:
     """The model of Part 2a: 28 x 28 grey pixels, halved twice."""
-    return ConditionalVAE((1, 28, 28), 10, latent_size, base_channels, depth=2, label_to=label_to)
+    return ConditionalVAE((1, 28, 28), CLASSES, latent_size, base_channels, depth=2, label_to=label_to)
 
 
 def build_picture_vae(latent_size: int, base_channels: int, label_to: str, hidden: int) -> ConditionalVAE:
     """The model of Part 2b: 32 x 32 coloured pixels, halved three times."""
-    return ConditionalVAE((3, 32, 32), 10, latent_size, base_channels, 3, label_to, "gaussian", hidden)
+    return ConditionalVAE((3, 32, 32), CLASSES, latent_size, base_channels, 3, label_to, "gaussian", hidden)

@@ -4,13 +4,15 @@ Oxford-IIIT Pet has a trimap for each photograph: 1 is pet, 2 background and 3 b
 the border keeps its own value, so that a score can leave it out. MNIST and CIFAR-10 have a label for each image.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import albumentations as A
 import cv2
@@ -22,11 +24,12 @@ from tqdm import tqdm
 
 from utils import standins
 from utils.checks import check_integers
-from utils.files import cached
+from utils.files import cached, folder_lock
+from utils.standins import BACKGROUND, BORDER, PET
 
 CLASSES = 10
+DIGITS = tuple("0123456789")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-PET, BACKGROUND, BORDER = 1, 2, 3
 SPLIT_SEED = 0  # one hold-out for every run and seed: changing it would let choices peek at other images
 STANDIN_PETS, STANDIN_LABELLED = (320, 64, 128), (2_000, 100, 100)  # images for training, validation and test
 
@@ -46,7 +49,6 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
     """`train` is fitted, `validation`, held out of the official training images, decides, `test` is read at the end."""
 
-    name: str
     classes: tuple[str, ...]  # none for pets
     train: Split
     validation: Split
@@ -64,24 +66,24 @@ def load_pets(dataset: str, data_dir: Path, image_size: int) -> Dataset:
         return stand_in(dataset, "oxford-iiit-pet", (), partial(standins.pets, size=image_size), STANDIN_PETS)
     from torchvision.datasets import OxfordIIITPet  # here, since it takes a second, and stand-ins do not need it
 
-    root = Path(data_dir) / dataset
+    root = data_dir / dataset
     with remedied(root, "the folders images/ and annotations/"):
         if not root.exists():
-            OxfordIIITPet(data_dir, target_types="segmentation", download=True)
-        return hold_out(dataset, (), *(read_pets(root, part, image_size) for part in ("trainval", "test")))
+            download(root, data_dir, partial(OxfordIIITPet, target_types="segmentation", download=True))
+        return hold_out((), *(read_pets(root, part, image_size) for part in ("trainval", "test")))
 
 
 def load_digits(dataset: str, data_dir: Path) -> Dataset:
     """Handwritten digits, grey, 28 x 28 pixels: "mnist", in `data_dir/MNIST/raw/`, or "stand-in"; as `load_pets`."""
     if dataset != "mnist":
-        return stand_in(dataset, "mnist", tuple("0123456789"), standins.digits, STANDIN_LABELLED)
+        return stand_in(dataset, "mnist", DIGITS, standins.digits, STANDIN_LABELLED)
     from torchvision.datasets import MNIST
 
-    root = Path(data_dir) / "MNIST" / "raw"
+    root = data_dir / "MNIST" / "raw"
     with remedied(root, "the four unpacked IDX files"):
         if not root.exists():
-            MNIST(data_dir, download=True)
-        return hold_out(dataset, tuple("0123456789"), *(read_idx(root, prefix) for prefix in ("train", "t10k")))
+            download(root, data_dir, partial(MNIST, download=True))
+        return hold_out(DIGITS, *(read_idx(root, prefix) for prefix in ("train", "t10k")))
 
 
 def load_pictures(dataset: str, data_dir: Path) -> Dataset:
@@ -93,16 +95,17 @@ def load_pictures(dataset: str, data_dir: Path) -> Dataset:
         return stand_in(dataset, "cifar10", standins.LETTERS, standins.letters, STANDIN_LABELLED)
     from torchvision.datasets import CIFAR10
 
-    root = Path(data_dir) / dataset
+    root = data_dir / dataset
     with remedied(root, "the pictures, as {train,test}/<class>/,"):
         if root.exists():
             train, test = (read_image_folder(root, part) for part in ("train", "test"))
             order = torch.randperm(len(test.targets), generator=torch.Generator().manual_seed(SPLIT_SEED))
             test = take(test, order)  # it was class by class
         else:
-            parts = [CIFAR10(data_dir, train, download=True) for train in (True, False)]
+            with folder_lock(data_dir / "cache"):  # of two processes, one downloads
+                parts = [CIFAR10(data_dir, train, download=True) for train in (True, False)]
             train, test = (Split(channels_first(part.data), torch.tensor(part.targets)) for part in parts)
-        return hold_out(dataset, CIFAR10_CLASSES, train, test)
+        return hold_out(CIFAR10_CLASSES, train, test)
 
 
 def stand_in(name: str, real: str, classes: tuple[str, ...], draw: Callable, counts: tuple[int, ...]) -> Dataset:
@@ -114,10 +117,10 @@ def stand_in(name: str, real: str, classes: tuple[str, ...], draw: Callable, cou
         images, targets = draw(count, seed=seed)
         targets = torch.from_numpy(targets).long() if classes else channels_first(targets)
         splits.append(Split(channels_first(images), targets, [f"stand-in {part} {i}" for i in range(count)]))
-    return Dataset(name, classes, *splits)
+    return Dataset(classes, *splits)
 
 
-def hold_out(name: str, classes: tuple[str, ...], training: Split, test: Split) -> Dataset:
+def hold_out(classes: tuple[str, ...], training: Split, test: Split) -> Dataset:
     """The official splits, with the same tenth of the training images, at most 5,000, set aside in every run."""
     count = len(training.images)
     held_out = min(5_000, count // 10)
@@ -127,7 +130,7 @@ def hold_out(name: str, classes: tuple[str, ...], training: Split, test: Split) 
     else:  # the published splits of the pets were drawn by NumPy, and keep the order of the official list
         order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(count))
         train, validation = order[held_out:].sort().values, order[:held_out].sort().values
-    return Dataset(name, classes, take(training, train), take(training, validation), test)
+    return Dataset(classes, take(training, train), take(training, validation), test)
 
 
 def take(split: Split, indices: Tensor) -> Split:
@@ -138,6 +141,15 @@ def take(split: Split, indices: Tensor) -> Split:
 def channels_first(array: np.ndarray) -> Tensor:
     """Images (N, H, W, C), or (N, H, W) with one channel, as a tensor (N, C, H, W)."""
     return torch.from_numpy(array.reshape(*array.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
+
+
+def download(root: Path, data_dir: Path, fetch: Callable[[Path], Any]) -> None:
+    """Let `fetch` fill a folder, and move the data set from there to `root`, so that it is whole or absent."""
+    with folder_lock(data_dir / "cache"), TemporaryDirectory(dir=data_dir / "cache") as fresh:
+        if not root.exists():  # another process may have been faster
+            fetch(fresh)
+            root.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(fresh) / root.relative_to(data_dir), root)
 
 
 @contextmanager
@@ -270,7 +282,9 @@ class Batches:
     in pixels, epoch by epoch. ValueError for too small a split, or a side that is no positive integer.
     """
 
-    def __init__(self, split: Split, batch_size: int, seed: int, augment: A.Compose | None = None, sizes=()):
+    def __init__(
+        self, split: Split, batch_size: int, seed: int, augment: A.Compose | None = None, sizes: Sequence[int] = ()
+    ):
         if batch_size not in range(1, len(split.images) + 1):
             raise ValueError(f"batch_size={batch_size}: must be from 1 to {len(split.images)}, the images there are")
         check_integers(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
@@ -284,8 +298,9 @@ class Batches:
         """One epoch, from 0 on: images uint8 (B, C, s, s), and labels int64 (B,) or foreground bool (B, 1, s, s)."""
         seed = self.seed * 100_003 + number
         order = torch.randperm(len(self.split.images), generator=torch.Generator().manual_seed(seed))
-        steps, size = [], self.sizes[number] if self.sizes else self.split.images.shape[-1]
-        if size != self.split.images.shape[-1]:
+        whole, steps = self.split.images.shape[-1], []
+        size = self.sizes[number] if self.sizes else whole
+        if size != whole:
             steps.append(A.Resize(size, size, cv2.INTER_AREA, mask_interpolation=cv2.INTER_NEAREST))
         if self.augment:
             self.augment.set_random_seed(seed)

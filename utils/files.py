@@ -30,7 +30,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
     Raises StorageError if the disk is full, the folder read-only, ...; what was there before is still there.
     """
-    temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")  # two processes never share one
+    temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")  # two processes of a machine never share one
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)

@@ -92,5 +92,6 @@ def classifier_loss(
     `smoothing` is the share of the target that is spread over all classes (Szegedy et al. 2016, section 7), `noise` the
     greatest deviation of the noise put on the images (`add_noise`).
     """
-    images, labels = add_noise(to_unit(batch[0]), noise) if noise else to_unit(batch[0]), batch[1]
-    return {"loss": F.cross_entropy(classifier(images).float(), labels, label_smoothing=smoothing)}
+    images = to_unit(batch[0])
+    images = add_noise(images, noise) if noise else images  # no draw where there is none
+    return {"loss": F.cross_entropy(classifier(images).float(), batch[1], label_smoothing=smoothing)}

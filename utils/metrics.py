@@ -45,8 +45,9 @@ def confusion(predicted: Tensor, target: Tensor, counted: Tensor | None = None) 
 
     All masks are bool (N, ...) of one shape, or ValueError is raised; `counted` is False for pixels to leave out.
     """
-    check_same_shape(predicted=predicted, target=target)
     counted = torch.ones_like(target) if counted is None else counted
+    check_same_shape(predicted=predicted, target=target)
+    check_same_shape(counted=counted, target=target)
     return in_parts(count_cells, predicted, target, counted, size=256)  # to add up bools, torch makes an int64 of each
 
 

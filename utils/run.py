@@ -143,7 +143,8 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
     """
     check_parameters(notebook, names)
     recipe = {name: names[name] for name in defaults(notebook) if name not in NOT_RECIPE}
-    dataset, published = names["dataset"], results.load_numbers(PARTS[notebook]) if names["pretrained"] else {}
+    dataset = names["dataset"]
+    published = results.load_numbers(PARTS[notebook]) if names["pretrained"] else {}
     if published and dataset != published["dataset"]:
         theirs = f"the published networks were trained on {published['dataset']!r}, not on {dataset!r}"
         raise PublishedError(f"{theirs}: set dataset to that, or pretrained to False")
@@ -176,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan = [(name, parameters) for name in options.notebooks for parameters in parameters_for(name, options)]
         if options.sweep:
-            sweep(plan, folder / "sweep", options.scheduler)
+            sweep(plan, folder / "sweep", options)
             return 0
         for name, parameters in plan:
             print(f"{name} -> {folder.relative_to(ROOT) / name}", flush=True)
@@ -199,6 +200,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.notebooks if name not in QUICK]:
         parser.error(f"no such notebook: {unknown}; choose from {list(QUICK)}")
+    if options.scheduler and not options.sweep:
+        parser.error("--scheduler is for a --sweep")
     return options
 
 
@@ -245,7 +248,7 @@ def execute(name: str, parameters: dict, folder: Path) -> Path:
     return output
 
 
-def sweep(plan: list[tuple[str, dict]], folder: Path, scheduler: str | None) -> None:
+def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespace) -> None:
     """Run notebooks with their parameters, as many at a time as there are workers; all numbers go to one json file.
 
     The workers are those of a Dask scheduler or, without an address, a process on one thread for each core. What one
@@ -255,11 +258,8 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, scheduler: str | None) -> 
 
     from utils.run import execute  # by a name under which a worker finds it: this module may be __main__
 
-    runs = {}
-    for name, parameters in plan:
-        told = " ".join(f"{key} {value}" for key, value in parameters.items() if value != QUICK[name].get(key))
-        runs[folder / re.sub(r"[^\w.+]+", "-", f"{PARTS[name]} {told}").strip("-")] = (name, parameters)
-    with Client(scheduler) if scheduler else Client(threads_per_worker=1) as client:
+    runs = places(plan, folder, options.quick)
+    with Client(options.scheduler) if options.scheduler else Client(threads_per_worker=1) as client:
         print(f"{len(runs)} runs; dashboard: {client.dashboard_link}", flush=True)
         jobs = [(name, given | {"run_dir": str(place / "run")}, place) for place, (name, given) in runs.items()]
         tasks = [client.submit(execute, *job, key=job[2].name, retries=3) for job in jobs]
@@ -267,6 +267,16 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, scheduler: str | None) -> 
             task.result()
     rows = [(given, results.load_numbers(PARTS[name], at / "run" / "results")) for at, (name, given) in runs.items()]
     save_json(folder / "sweep.json", {"runs": [{"parameters": given} | numbers for given, numbers in rows]})
+
+
+def places(plan: list[tuple[str, dict]], folder: Path, quick: bool) -> dict[Path, tuple[str, dict]]:
+    """A folder for each run of a sweep, named after its parameters."""
+    runs = {}
+    for name, parameters in plan:
+        usual = QUICK[name] if quick else {}  # what every run has need not stand in each name
+        told = " ".join(f"{key} {value}" for key, value in parameters.items() if value != usual.get(key))
+        runs[folder / re.sub(r"[^\w.+]+", "-", f"{PARTS[name]} {told}").strip("-")] = (name, parameters)
+    return runs
 
 
 if __name__ == "__main__":

@@ -31,10 +31,8 @@ class Training(NamedTuple):
 
 
 def best_device() -> torch.device:
-    """CUDA, then Apple's MPS, then the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """CUDA, else the CPU: Apple's MPS has no float64, in which scores are added up."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def best_precision(device: torch.device) -> torch.dtype:
@@ -68,10 +66,10 @@ def fit(
 ) -> Training:
     """Train, keep the weights of the best epoch, and write a checkpoint after each.
 
-    Where a checkpoint exists already, training goes on from it, to exactly the numbers of an unbroken run; a finished
-    one is only loaded. The optimiser is AdamW (Loshchilov and Hutter 2019) on a one-cycle schedule (Smith 2018) or,
-    with a momentum given, Muon at a rate that falls in a line to zero: its first step is as long as the rate says, so
-    that there is nothing to warm up.
+    Where a checkpoint exists already, training goes on from it, on a CPU to exactly the numbers of an unbroken run (a
+    GPU's own sums vary from run to run); a finished one is only loaded. The optimiser is AdamW (Loshchilov and Hutter
+    2019) on a one-cycle schedule (Smith 2018) or, with a momentum given, Muon at a rate that falls in a line to zero:
+    its first step is as long as the rate says, so that there is nothing to warm up.
 
     Args:
         model: trained in place, on the device that it is on.
@@ -156,8 +154,7 @@ def build_optimiser(model: nn.Module, steps: int, learning_rate: float, weight_d
     if momentum is not None:
         optimiser = Muon(model.parameters(), learning_rate, momentum, weight_decay)
         return optimiser, LinearLR(optimiser, 1.0, 0.0, steps)
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")  # where the lowest torch admitted has it
-    optimiser = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay, fused=fused)
+    optimiser = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
     return optimiser, OneCycleLR(optimiser, learning_rate, steps, pct_start=0.2)
 
 
