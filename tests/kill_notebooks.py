@@ -102,7 +102,7 @@ def begin(notebook: str, folder: Path) -> subprocess.Popen:
         write_data(folder / "data")
     parameters = SMALL[notebook] | {"pretrained": False, "run_dir": str(folder / "run")}
     program = [sys.executable, "-c", RUN, notebook, json.dumps(parameters), folder / "notebooks"]
-    environment = os.environ | {"DATA_DIR": str(folder / "data"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"DATA_DIR": str(folder / "data"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(program, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

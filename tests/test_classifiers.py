@@ -1,5 +1,7 @@
 """Judges, guides and the discriminator: shapes, traits, that a judge learns to read, and what they are shown."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from tests.files import definitions
 from utils import classifiers
-from utils.data import Batches, load_digits, to_unit
+from utils.data import Batches, Split, load_digits, to_unit
 from utils.losses import classifier_loss
 from utils.results import NOTEBOOKS
 
@@ -127,3 +129,19 @@ def test_the_discriminators_scores_depend_on_image_and_label_and_their_slope_is_
     for layer in discriminator.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_classifier_of_another_batch_size_is_another_training(monkeypatch):
+    given, split = [], Split(torch.zeros(80, 3, 32, 32, dtype=torch.uint8), torch.zeros(80, dtype=torch.int64))
+
+    def train(name, classifier, *_, settings, **__):
+        given.append(settings)
+        return classifier, None
+
+    names = {"run": SimpleNamespace(train=train), "pictures": SimpleNamespace(train=split), "device": "cpu"}
+    names |= {"judge_channels": 8, "guide_channels": 8, "MUON": {}}
+    for batch_size in (8, 16):
+        for name, value in (names | {"batch_size": batch_size}).items():
+            monkeypatch.setitem(CIFAR10.train_classifier.__globals__, name, value)
+        CIFAR10.train_classifier("judge", nn.Conv2d(3, 3, 1), 1, 0)
+    assert given[0] != given[1]

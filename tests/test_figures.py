@@ -3,16 +3,17 @@
 from copy import deepcopy
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.colors import same_color
+from matplotlib.colors import same_color, to_hex
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation
 
 from utils import figures, losses, metrics, unet
 from utils.cvae import EMBEDDING, LABEL_TO, ConditionalVAE
-from utils.data import CIFAR10_CLASSES
+from utils.data import BACKGROUND, BORDER, CIFAR10_CLASSES, PET
 from utils.figures import PURPLE, WHITE, draw_autoencoder, draw_conditional_vae, draw_unet
 from utils.unet import UNet
 
@@ -113,6 +114,7 @@ def check_layout(figure):
     for text, box in boxes:
         assert 0 <= box.x0 < box.x1 <= figure.bbox.x1, text
         assert 0 <= box.y0 < box.y1 <= figure.bbox.y1, text
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.y1, text
     boxes += [(shape, shape.get_window_extent()) for shape in [*axes.patches, *axes.images] if is_filled(shape)]
     for (one, box), (other, neighbour) in combinations(boxes, 2):
         assert not (isinstance(one, str) and box.overlaps(neighbour)), (one, other)
@@ -162,6 +164,7 @@ def test_no_text_of_the_25_tiles_is_cut_off_or_covers_another():
     assert len(boxes) == 50
     for text, box in boxes:
         assert 0 <= box.x0 < box.x1 <= figure.bbox.x1, text
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.y1, text
     for (one, box), (other, neighbour) in combinations(boxes, 2):
         assert not box.overlaps(neighbour), (one, other)
 
@@ -169,6 +172,47 @@ def test_no_text_of_the_25_tiles_is_cut_off_or_covers_another():
 def test_a_figure_of_stand_in_data_says_so():
     assert tiles("stand-in").get_suptitle().startswith("STAND-IN DATA: ")
     assert "STAND-IN" not in tiles().get_suptitle()
+
+
+def test_found_is_blue_missed_red_and_a_false_alarm_yellow():
+    trimap = torch.tensor([[PET, BORDER], [BACKGROUND, BACKGROUND]]).byte()[None]
+    mask, image = torch.tensor([[True, False], [True, False]])[None], torch.zeros(3, 2, 2, dtype=torch.uint8)
+
+    def painted(ax):
+        layers, colours = [layer.get_array() for layer in ax.images[1:]], {}
+        for layer in layers:
+            for row, column in np.argwhere(layer.any(2)):
+                colours[int(row), int(column)] = to_hex(layer[row, column][:3]).upper()
+        return colours
+
+    scores = {"one": torch.tensor([0.25])}
+    truth = figures.plot_predictions([image], [""], {"one": [mask]}, "", "pets", trimap[None], scores)
+    assert painted(truth.axes[2]) == {(0, 0): figures.FOUND, (0, 1): figures.MISSED, (1, 0): figures.FALSE_ALARM}
+    assert truth.axes[2].get_xlabel() == "IoU 0.25"
+    own = figures.plot_predictions([image], [""], {"one": [mask]}, "", "pets")
+    assert painted(own.axes[1]) == {(0, 0): figures.FOUND, (1, 0): figures.FOUND}, "nobody knows better"
+
+
+def test_a_table_of_images_has_each_in_its_place():
+    images = torch.arange(6.0).view(2, 3, 1, 1, 1).expand(2, 3, 1, 4, 5) / 5
+    shown = figures.plot_image_table(images, ["a", "b"], ["x", "y", "z"], "", "mnist").axes[0].images[0].get_array()
+    corners = np.asarray(shown)[::7, ::8].squeeze()  # 3 pixels between the images
+    assert corners == pytest.approx(images[:, :, 0, 0, 0].numpy())
+
+
+def test_the_curves_of_the_elbo_are_those_of_their_names():
+    parts, kinds = ("reconstruction", "kl", "negative_elbo"), {"": 0.0, "validation_": 100.0}
+    rows = [
+        {kind + part: first + 10 * i + epoch for kind, first in kinds.items() for i, part in enumerate(parts)}
+        for epoch in range(3)
+    ]
+    for i, ax in enumerate(figures.plot_elbo_curves({"plain": rows}, "mnist").axes):
+        drawn = {line.get_label(): (line.get_linestyle(), list(line.get_ydata())) for line in ax.lines}
+        values = [10 * i + epoch for epoch in range(3)]
+        assert drawn == {
+            "plain, training": (":", values),
+            "plain, validation": ("-", [100 + value for value in values]),
+        }
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -77,13 +77,22 @@ def test_dice_of_saturated_wrong_logits_and_of_empty_masks_still_teaches():
     assert (logits.grad > 0).all()
 
 
-@pytest.mark.parametrize("loss", [losses.bce_loss, losses.dice_loss])
-def test_pixel_losses_are_float32_under_autocast(loss):
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.bce_loss,
+        losses.dice_loss,
+        losses.bernoulli_loss,
+        lambda logits, images: losses.gaussian_loss(logits, images, torch.tensor(-1.5)),
+        lambda mean, log_variance: losses.kl_loss(mean.flatten(1), log_variance.flatten(1)),
+    ],
+)
+def test_losses_are_float32_under_autocast(loss):
     logits, targets = torch.randn(2, 1, 64, 64).bfloat16(), torch.rand(2, 1, 64, 64).round()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = loss(logits, targets.bfloat16())
     assert low.dtype == torch.float32
-    assert low.item() == loss(logits.float(), targets).item(), "computed in float32, not rounded to it"
+    assert torch.equal(low, loss(logits.float(), targets)), "computed in float32, not rounded to it"
 
 
 def test_a_grey_image_costs_what_its_random_black_and_white_draws_cost_on_average():
@@ -136,14 +145,32 @@ def test_classifier_loss_with_smoothing_and_noise():
     assert losses.classifier_loss(classifier, batch)["loss"].item() == pytest.approx(log(10)), "by hand"
 
 
-def test_wrong_labels_move_the_model_and_neither_guide_nor_target():
+def test_the_label_following_digit_loss_by_its_weights_on_a_quarter_of_the_batch(monkeypatch):
+    model, guide = build_digit_vae(6, 4, "both"), nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    images, labels, shown = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8), torch.arange(8), []
+    terms_of = MNIST.wrong_label_terms
+    names = {"beta": 2.0, "warmup_epochs": 2.0, "batches": range(10)}  # warm after 20 steps
+    names["wrong_label_terms"] = lambda *arguments: shown.append(arguments) or terms_of(*arguments)
+    for name, value in names.items():
+        monkeypatch.setitem(MNIST.wrong_label_loss.__globals__, name, value)
+    for step, warmth in ((0, 0.0), (5, 0.25), (20, 1.0), (99, 1.0)):
+        terms = MNIST.wrong_label_loss(model, (images, labels), step, (3.0, 0.5), guide)
+        added = 3.0 * terms["guide"] + 0.5 * terms["consistency"]
+        expected = terms["reconstruction"] + 2.0 * warmth * terms["kl"] + warmth * added
+        torch.testing.assert_close(terms["loss"], expected)
+    _, _, some, true, sent = shown[0]
+    assert torch.equal(some, to_unit(images[:2]))
+    assert torch.equal(true, labels[:2])
+    assert not (sent == true).any()
+
+
+def test_wrong_labels_move_the_model_and_not_the_target():
     model, images, labels = build_digit_vae(6, 4, "both"), torch.rand(5, 1, 28, 28), torch.arange(5)
     guide, sent = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False), torch.arange(5) + 1
     torch.manual_seed(1)
     terms = MNIST.wrong_label_terms(model, guide, images, labels, sent)
     terms["guide"].backward(retain_graph=True)
     assert all(parameter.grad.any() for parameter in model.parameters())
-    assert guide[1].weight.grad is None
     torch.manual_seed(1)
     by_hand = -guide(model(images, sent)[0].sigmoid()).softmax(1)[range(5), sent].log().mean()
     assert terms["guide"].item() == pytest.approx(by_hand.item(), rel=1e-5)
@@ -299,11 +326,12 @@ def test_its_discriminator_is_trained_and_moves_the_decoder_by_its_weight():
 
 def test_only_wrong_labels_have_exemplars_and_the_guide_reads_right_ones_too_in_noise():
     models, (images, labels), teachers = setting()
-    asked, read = [], []
+    asked, read, told = [], [], []
+    models["vae"].register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
     teachers.exemplars.find = lambda *arguments: asked.append(arguments) or arguments[1]
     teachers = teachers._replace(noise=5.0, guide=lambda shown: read.append(shown) or torch.zeros(len(shown), 10))
     weights = {"guide": 1.0, "discriminator": 0.0, "exemplar": 1.0}
-    CIFAR10.label_following_loss(models, (images, labels), teachers, weights, 1.0)
+    terms = CIFAR10.label_following_loss(models, (images, labels), teachers, weights, 1.0)
     [(outputs, sources, sent)] = asked
     assert outputs.shape == sources.shape
     assert not outputs.requires_grad
@@ -312,6 +340,26 @@ def test_only_wrong_labels_have_exemplars_and_the_guide_reads_right_ones_too_in_
     [shown] = read
     assert shown.shape == (8, 3, 32, 32)
     assert (shown < 0).any()
+    assert torch.equal(told[1], torch.cat([sent, labels[4:8]])), "a quarter with wrong labels, one with right ones"
+    density = Normal(outputs, models["vae"].log_deviation.exp()).log_prob(sources).flatten(1).sum(1)
+    assert terms["exemplar"].item() == pytest.approx(-density.mean().item(), rel=1e-5)
+
+
+def test_the_loss_of_the_plain_picture_vae_warms_up(monkeypatch):
+    monkeypatch.setitem(CIFAR10.plain_loss.__globals__, "warmup_batches", 20)
+    models, batch, _ = setting()
+    terms = CIFAR10.plain_loss(models["vae"], batch, 5)
+    torch.testing.assert_close(terms["loss"], terms["reconstruction"] + 0.25 * terms["kl"])
+
+
+def test_the_guide_of_pictures_reads_shifted_noisy_outputs_by_hand():
+    guide, sent = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), torch.tensor([1, 0, 9, 4])
+    outputs = torch.rand(4, 3, 8, 8)
+    torch.manual_seed(1)
+    loss = CIFAR10.guide_loss(guide, outputs, sent, 0.5)
+    torch.manual_seed(1)
+    shown = add_noise(CIFAR10.random_shift(outputs), 0.5)
+    torch.testing.assert_close(loss, -guide(shown).softmax(1)[range(4), sent].log().mean())
 
 
 def test_it_takes_four_images_or_more():

@@ -327,3 +327,10 @@ def test_the_distance_to_the_nearest_digit_of_a_class_by_hand_and_against_scipy(
     distances = cdist(made.flatten(1), known.flatten(1))
     distances[sent[:, None] != classes] = math.inf
     assert MNIST.distance_to_class(made, sent, known, classes) == pytest.approx(distances.min(1).mean(), rel=1e-5)
+
+
+def test_a_template_is_repainted_in_the_means_of_an_image_by_hand():
+    template, images = torch.rand(3, 32, 32) / 5 + 0.4, torch.rand(4, 3, 32, 32) / 5 + 0.4
+    tint = images.mean((2, 3), keepdim=True) - template.mean((1, 2), keepdim=True)
+    torch.testing.assert_close(CIFAR10.repaint(template, images, 32), template + tint)
+    assert CIFAR10.repaint(template, torch.ones(1, 3, 32, 32), 8).max() <= 1

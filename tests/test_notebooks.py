@@ -20,23 +20,25 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
 import utils
+from tests.files import DATA, ROOT
 from tests.kill_notebooks import SMALL, written
-from tests.test_results import DATA, NUMBERS, PAGES, ROOT, widths
+from tests.test_results import NUMBERS, PAGES, widths
 from tests.test_training import Lines, closeness, squared_error
 from utils import figures, results, run
 from utils.classifiers import build_digit_judge
+from utils.files import StorageError
 from utils.results import NOTEBOOKS, RESULTS, TABLES, PublishedError
 from utils.run import ParameterError
+from utils.training import CheckpointError
 
 PARTS = {notebook: part for part, notebook in NOTEBOOKS.items()}
 UNET, MNIST, CIFAR10 = PARTS
-SETTINGS = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def cells(path, kind="code"):
@@ -98,7 +100,7 @@ def test_markdown_is_such_as_github_renders(notebook):
 @pytest.mark.parametrize(("notebook", "part"), PARTS.items())
 def test_a_published_notebook_shows_the_published_numbers_and_nothing_of_a_machine(notebook, part):
     text = text_of(ROOT / notebook)
-    assert next(iter(TABLES[part](NUMBERS[part]).values())) in text
+    assert all(table in text for table in TABLES[part](NUMBERS[part]).values())
     assert "STAND-IN" not in text
     assert max(widths(text)) <= 5
     assert not [o for o in outputs(ROOT / notebook) if o.output_type == "error" or o.get("name") == "stderr"]
@@ -125,7 +127,7 @@ def test_the_code_that_a_published_notebook_shows_is_the_code_that_there_is(note
     blocks = re.findall(r"```python\n(.*?)\n```", text_of(ROOT / notebook), re.DOTALL)
     shown = [part for block in blocks for part in re.split(r"\n{3,}", block)]
     assert len(shown) > 2
-    assert not [part[:80] for part in shown if part not in code or len(part.splitlines()) > 25]
+    assert not [part[:80] for part in shown if part not in code]
 
 
 def test_the_published_scores_of_a_unet_come_out_again(tmp_path):
@@ -140,7 +142,7 @@ def test_the_published_scores_of_a_unet_come_out_again(tmp_path):
     [ran] = side_by_side([["papermill", UNET, tmp_path / UNET, "-k", "python3", "--cwd", ROOT, *words]])
     assert ran.returncode == 0, ran.stderr[-3000:]
     [(variant, row)] = results.load_numbers("unet", tmp_path / "pretrained")["variants"].items()
-    assert row == pytest.approx(NUMBERS["unet"]["variants"][variant], abs=2e-5)  # another number of threads
+    assert row == pytest.approx(NUMBERS["unet"]["variants"][variant], abs=1e-3)  # another number of threads, or float32
     masks = {path.name.split(".")[0]: Image.open(path).size for path in (tmp_path / "pretrained" / "masks").iterdir()}
     assert masks == {"wide": (90, 30), "high": (50, 300)}
 
@@ -149,10 +151,14 @@ def test_the_published_scores_of_a_unet_come_out_again(tmp_path):
 
 
 def side_by_side(commands):
-    """Run programs, each on one thread: on two cores, two at a time are faster than one after the other on two."""
+    """Run programs, several on one thread each: on two cores, two at a time are faster than one after the other on two.
+
+    On the CPU, also where there is a GPU: there, the same seed need not give the same numbers.
+    """
+    threads = {"OMP_NUM_THREADS": "1"} if len(commands) > 1 else {}
 
     def one(command):
-        where = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+        where = {"cwd": ROOT, "env": os.environ | threads | {"CUDA_VISIBLE_DEVICES": ""}}
         return subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, **where)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -163,8 +169,10 @@ def side_by_side(commands):
 def quick():
     """The notebooks as `python -m utils.run --quick` leaves them, from nothing."""
     shutil.rmtree(ROOT / "runs" / "quick", ignore_errors=True)
+    before = [(ROOT / notebook).read_bytes() for notebook in PARTS]
     for ran in side_by_side([["utils.run", "--quick", notebook] for notebook in PARTS]):
         assert ran.returncode == 0, ran.stderr
+    assert [(ROOT / notebook).read_bytes() for notebook in PARTS] == before
     return ROOT / "runs" / "quick"
 
 
@@ -182,7 +190,7 @@ def repeated(quick):
 @pytest.mark.parametrize(("notebook", "part"), PARTS.items())
 def test_a_quick_run_shows_its_table_and_all_figures_and_says_stand_in(quick, notebook, part):
     text = text_of(quick / notebook)
-    assert next(iter(TABLES[part](results.load_numbers(part, quick / part / "results")).values())) in text
+    assert all(table in text for table in TABLES[part](results.load_numbers(part, quick / part / "results")).values())
     assert "*** STAND-IN DATA" in text
     assert max(widths(text)) <= 5
     shown = [cell for cell in cells(quick / notebook) if re.search(r"^run\.show\(", cell.source, re.MULTILINE)]
@@ -201,16 +209,16 @@ def test_all_four_variants_learn(quick):
     numbers = results.load_numbers("unet", quick / "unet" / "results")
     assert list(numbers["variants"]) == ["MP+Tr+BCE", "MP+Tr+Dice", "StrConv+Tr+BCE", "StrConv+Ups+Dice"]
     for row in numbers["variants"].values():
-        assert row["iou"] > 0.8 > numbers["baselines"]["mean_mask"]["iou"]
+        assert row["iou"] > 0.75 > numbers["baselines"]["mean_mask"]["iou"]
 
 
 def test_the_conditional_vaes_learn(quick):
     numbers = results.load_numbers("cvae_mnist", quick / "cvae_mnist" / "results")
     plain, following = numbers["models"]["plain"], numbers["models"]["label_following"]
     assert plain["swap_agreement"] > 0.8
-    assert following["wrong_label_agreement"] > 0.9
+    assert following["wrong_label_agreement"] > 0.8
     assert min(plain["source_retrieval"], following["source_retrieval"]) > 0.5
-    assert min(plain["negative_elbo"], following["negative_elbo"]) < 150, "an empty code costs over 200 nats"
+    assert max(plain["negative_elbo"], following["negative_elbo"]) < 80, "the mean digit of a class alone costs 90 nats"
     assert numbers["baselines"]["copy the source"]["wrong_label_agreement"] < 0.05
     assert numbers["baselines"]["random code"]["source_retrieval"] < 0.05
 
@@ -219,8 +227,8 @@ def test_the_label_becomes_visible_on_pictures(quick):
     models = results.load_numbers("cvae_cifar10", quick / "cvae_cifar10" / "results")["models"]
     plain, following = models["plain"], models["label_following"]
     assert following["guide_agreement"] > plain["guide_agreement"] + 0.4
-    assert following["wrong_label_agreement"] > plain["wrong_label_agreement"] + 0.1
-    assert plain["psnr"] > 12
+    assert following["wrong_label_agreement"] > plain["wrong_label_agreement"] + 0.05
+    assert plain["psnr"] > 14, "a mean training picture has 13.3 dB"
     assert min(plain["source_retrieval"], following["source_retrieval"]) > 0.3
     for model in (plain, following):
         assert model["bits_per_dim"] == pytest.approx(model["negative_elbo"] / (3072 * math.log(2)) + 8)
@@ -240,7 +248,10 @@ def test_a_notebook_opened_alone_clones_the_course(tmp_path):
     """As on Colab, with a file:// address in the place of a web address."""
     [setup] = [cell.source for cell in cells(ROOT / UNET) if '"git", "clone"' in cell.source]
     clone, alone, empty = (tmp_path / name for name in ("origin", "alone", "empty"))
-    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    shutil.copytree(ROOT / "utils", clone / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "course"]
+    for words in (["init", "--quiet"], ["add", "."], commit):
+        subprocess.run(["git", *words], cwd=clone, check=True)
 
     def opened(folder, repo_url):
         folder.mkdir()
@@ -261,7 +272,6 @@ values = st.recursive(
 
 
 @pytest.mark.parametrize("notebook", PARTS)
-@SETTINGS
 @given(st.data())
 def test_any_value_of_a_parameter_is_taken_or_refused_in_words(notebook, data):
     default = run.defaults(notebook)
@@ -272,6 +282,8 @@ def test_any_value_of_a_parameter_is_taken_or_refused_in_words(notebook, data):
         assert re.fullmatch(rf"{name} = .* is needed, such as {re.escape(repr(default[name]))}", str(error), re.DOTALL)
     else:
         assert type(value) is type(default[name]) or (type(value), type(default[name])) == (int, float)
+        assert value != []
+        assert not isinstance(value, int | float) or 0 <= value < math.inf
 
 
 @pytest.mark.parametrize("notebook", PARTS)
@@ -282,13 +294,12 @@ def test_the_defaults_and_the_values_of_quick_runs_are_taken(notebook):
         run.check_parameters(notebook, given_values)
 
 
-@SETTINGS
-@given(st.text(max_size=12))
-@example("NaN")
-@example("[[1,")
-def test_what_is_typed_is_json_or_text(text):
-    value = run.value_of(text)
-    assert value == text or value != value or json.loads(text) == value
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [("2e-3", 0.002), ("[[64, 3]]", [[64, 3]]), ("true", True), ('"7"', "7"), ("True", "True"), ("[[1,", "[[1,")],
+)
+def test_what_is_typed_is_json_or_text(typed, value):
+    assert run.value_of(typed) == value
 
 
 TYPED = {
@@ -312,6 +323,30 @@ def test_a_mistyped_parameter_stops_the_run_before_it_starts(name, typed, capsys
     assert "learning_rate" in message or name != "learning_rat"
 
 
+def test_a_notebook_that_fails_is_told_and_its_copy_kept(tmp_path, monkeypatch, capsys):
+    first = nbformat.v4.new_code_cell("pretrained = True", metadata={"tags": ["parameters"]})
+    second = nbformat.v4.new_code_cell('raise ValueError("nothing works")')
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[first, second], metadata=kernel), tmp_path / UNET)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    assert run.main([UNET]) == 1
+    assert "nothing works" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [UNET]
+    assert "nothing works" in (tmp_path / "runs" / UNET).read_text(encoding="utf-8")
+
+
+def test_a_notebook_needs_no_more_than_its_setup_cell_installs():
+    absent = ["papermill", "dask", "distributed", "nbformat", "nbval", "hypothesis", "pytest", "psutil", "jupyterlab"]
+    program = f"import sys; sys.modules.update(dict.fromkeys({absent})); from utils.run import start"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_a_scheduler_is_for_a_sweep(capsys):
+    with pytest.raises(SystemExit):
+        run.main([UNET, "--scheduler", "tcp://localhost:8786"])
+    assert "--scheduler is for a --sweep" in capsys.readouterr().err
+
+
 def test_parameters_override_the_quick_values():
     given = {"size_schedule": "[[64, 3]]", "learning_rate": "2e-3", "run_dir": "runs/other"}
     typed = [word for pair in given.items() for word in ("-p", *pair)]
@@ -319,11 +354,15 @@ def test_parameters_override_the_quick_values():
     assert run.parameters_for(UNET, run.parse([UNET, "--quick", *typed])) == [run.QUICK[UNET] | expected]
 
 
-def test_a_sweep_runs_all_combinations_of_the_listed_values(capsys):
+def test_a_sweep_runs_all_combinations_of_the_listed_values(capsys, tmp_path):
     typed = ["-p", "variants", '[["MP+Tr+BCE"], ["MP+Tr+Dice"]]', "-p", "seed", "[0, 1, 2]", "-p", "batch_size", "[8]"]
     plan = run.parameters_for(UNET, run.parse([UNET, "--sweep", *typed]))
     pairs = [([variant], seed) for variant in ("MP+Tr+BCE", "MP+Tr+Dice") for seed in range(3)]
     assert plan == [{"variants": variants, "seed": seed, "batch_size": 8} for variants, seed in pairs]
+    both = ([(UNET, parameters | {"batch_size": size}) for parameters in plan] for size in (8, 32))
+    one, other = (run.places(runs, tmp_path, quick=False).keys() for runs in both)
+    assert len(one) == 6
+    assert not one & other, "two sweeps in the same folders"
     for wrong, message in (
         ("0", r"seed: in a sweep a list of values is needed, such as \[0\]"),
         ("[-1]", "seed = -1: "),
@@ -349,6 +388,11 @@ def test_a_notebook_refuses_values_that_make_no_sense_and_data_that_is_not_the_p
         start(dataset="stand-in")
 
 
+def test_a_notebook_refuses_a_run_dir_in_use(start, other_run):
+    with pytest.raises(StorageError, match="is in use by another run"):
+        start()
+
+
 def test_a_training_run_trains_once_and_saves_what_it_made(start, tmp_path, capsys):
     begun = start(dataset="stand-in", pretrained=False)
     assert "*** STAND-IN DATA" in capsys.readouterr().out
@@ -368,6 +412,8 @@ def test_a_training_run_trains_once_and_saves_what_it_made(start, tmp_path, caps
     assert numbers["seconds"].keys() == {"line", "trial"}
     assert results.load_trainings("cvae_mnist", tmp_path / "results") == {"line": training}
     assert (tmp_path / "results" / "cvae_mnist_line.pt").exists()
+    with pytest.raises(CheckpointError, match="seed: 0 there, 1 now"):
+        start(dataset="stand-in", pretrained=False, seed=1).train("line", pair, *arguments, **recipe)
 
 
 def test_a_pretrained_run_trains_nothing(start, tmp_path):
@@ -400,7 +446,7 @@ def publish(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), folder / name)
         files = runs / ("results" if come == "trained" else "pretrained")
-        files.mkdir(parents=True, exist_ok=True)
+        (files / "masks").mkdir(parents=True, exist_ok=True)  # of own photographs, which are not published
         for file, content in {"unet.json": numbers, "unet_a.pt": come, "a.png": come}.items():
             (files / file).write_text(content)
         return folder / name

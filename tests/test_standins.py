@@ -8,9 +8,6 @@ from hypothesis import strategies as st
 
 from utils import standins
 
-settings.register_profile("course", max_examples=25, deadline=None, derandomize=True)
-settings.load_profile("course")
-
 
 def draw_pets(count, seed):
     return standins.pets(count, 32, seed)
