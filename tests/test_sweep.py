@@ -64,10 +64,10 @@ def test_a_killed_worker_costs_nothing(cluster, start):
     shutil.rmtree(FOLDER, ignore_errors=True)
     grid = {name: [value] for name, value in SMALL.items()} | {"variants": [[variant] for variant in VARIANTS]}
     sweep = start("utils.run", UNET, "--quick", "--sweep", "--scheduler", address, *typed(grid))
-    while len(list(FOLDER.glob("*/run/*.pt"))) < 2:  # both are in the middle of a training
+    while len(list(FOLDER.glob("*/run/[!.]*.pt"))) < 2:  # both are in the middle of a training
         assert all(process.poll() is None for process in (sweep, *workers))
         time.sleep(0.05)
-    done = {path.stem: load_tensors(path)["seconds"] for path in FOLDER.glob("*/run/*.pt")}
+    done = {path.stem: load_tensors(path)["seconds"] for path in FOLDER.glob("*/run/[!.]*.pt")}
     assert not list(FOLDER.glob("*/run/results/*.json")), "too late"
     workers[0].kill()
     assert sweep.wait() == 0
