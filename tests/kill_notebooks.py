@@ -21,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.files import idx, write_image
+from tests.files import ONE_THREAD, idx, write_image
 from utils import standins
 from utils.data import CIFAR10_CLASSES
 from utils.files import LOCK, UNFINISHED, load_tensors
@@ -102,7 +102,7 @@ def begin(notebook: str, folder: Path) -> subprocess.Popen:
         write_data(folder / "data")
     parameters = SMALL[notebook] | {"pretrained": False, "run_dir": str(folder / "run")}
     program = [sys.executable, "-c", RUN, notebook, json.dumps(parameters), folder / "notebooks"]
-    environment = os.environ | {"DATA_DIR": str(folder / "data"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | ONE_THREAD | {"DATA_DIR": str(folder / "data")}
     return subprocess.Popen(program, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

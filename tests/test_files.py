@@ -25,7 +25,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
 import utils
-from tests.files import ROOT
+from tests.files import ONE_THREAD, ROOT
 from utils.data import DataError, load_pets, load_pictures
 from utils.files import (
     UNFINISHED,
@@ -294,8 +294,8 @@ def still_resident(first):
         "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * getpagesize()\n"
         "torch.ones(8); before = resident(); torch.ones(6 * 2**20); print(resident() - before)"
     )
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # the stacks of others would count
-    return int(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, env=one_thread))
+    environment = os.environ | ONE_THREAD  # the stacks of other threads would count
+    return int(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, env=environment))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")

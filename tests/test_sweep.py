@@ -11,7 +11,7 @@ import time
 import pytest
 from distributed import Client
 
-from tests.files import ROOT
+from tests.files import ONE_THREAD, ROOT
 from tests.kill_notebooks import written
 from utils.files import load_tensors
 from utils.results import load_numbers, load_trainings
@@ -25,7 +25,7 @@ FOLDER = ROOT / "runs" / "quick" / "sweep"
 @pytest.fixture
 def start():
     """Start a part of Dask, or of the course, as a process of its own, on one thread of the CPU."""
-    environment, processes = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, []
+    environment, processes = os.environ | ONE_THREAD, []
 
     def begin(*words):
         processes.append(subprocess.Popen([sys.executable, "-m", *map(str, words)], cwd=ROOT, env=environment))
