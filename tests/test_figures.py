@@ -215,6 +215,20 @@ def test_the_curves_of_the_elbo_are_those_of_their_names():
         }
 
 
+def test_codes_have_the_mean_and_the_deviation_of_each_class():
+    angle, labels = torch.tensor(0.5), torch.arange(4000) % 2
+    turn = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    points = torch.randn(4000, 2) * torch.tensor([3.0, 1.0]) @ turn.T + torch.tensor([[0.0, 0.0], [20.0, -5.0]])[labels]
+    [ax] = figures.plot_codes({"label to both": points}, labels, "mnist").axes
+    assert [text.get_text() for text in ax.texts] == ["0", "1"]
+    for ellipse, text, middle in zip(ax.patches, ax.texts, ((0, 0), (20, -5))):
+        assert ellipse.center == pytest.approx(middle, abs=0.2)
+        assert text.get_position() == pytest.approx(middle, abs=0.2)
+        widths = sorted(zip((ellipse.width, ellipse.height), (ellipse.angle, ellipse.angle + 90)))
+        assert [width for width, _ in widths] == pytest.approx([2, 6], rel=0.06)
+        assert np.degrees(0.5) == pytest.approx(widths[1][1] % 180, abs=2)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_plots_take_any_number_of_pictures_and_epochs(tmp_path, count):
     images, trimaps = torch.randint(256, (count, 3, 16, 16)).byte(), torch.randint(1, 4, (count, 1, 16, 16)).byte()

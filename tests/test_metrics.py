@@ -270,7 +270,7 @@ def test_linear_discriminants_show_what_the_other_directions_hide():
     labels, codes = torch.arange(600) % 3, 0.1 * torch.randn(600, 5)
     codes[:, 1:3] += torch.tensor([[0.0, 1.0], [0.9, -0.5], [-0.9, -0.5]])[labels]  # corners of a triangle
     codes[:, 0] *= 100  # large, and says nothing
-    plane = MNIST.linear_discriminants(codes, labels)
+    plane = metrics.linear_discriminants(codes, labels)
     assert plane.shape == (600, 2)
     centres = torch.stack([plane[labels == label].mean(0) for label in range(3)])
     assert (torch.cdist(plane, centres).argmin(1) == labels).all()

@@ -20,7 +20,7 @@ from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Ellipse, Rectangle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -182,6 +182,26 @@ def plot_wrong_labels(sources, outputs, true, sent, probabilities, names, title:
         ax.set_axis_off()
     count = f"{(sent == read).sum().item()} of {len(read)}"
     return titled(figure, f"{title}\n{count} read as the label sent (✓), with the judge's probability", dataset)
+
+
+def plot_codes(planes: dict[str, Tensor], labels: Tensor, dataset: str) -> Figure:
+    """Points (N, 2), a panel for each name: dots coloured by label (N,), each label's mean and deviation."""
+    reach = 1.1 * max(points.abs().quantile(0.99).item() for points in planes.values())  # a few stray dots lie outside
+    axes = {"xlim": (-reach, reach), "ylim": (-reach, reach), "aspect": "equal"}
+    axes |= {"xlabel": "first discriminant", "ylabel": "second discriminant"}
+    panels = [({}, axes | {"title": name}) for name in planes]
+    figure = plot_lines(panels, "Codes: mean and deviation of each class", dataset)
+    for ax, points in zip(figure.axes, planes.values()):
+        for label, colour in zip(labels.unique(), COLOURS):
+            cloud = points[labels == label].numpy()
+            ax.plot(*cloud.T, "o", color=colour, markersize=2.5, alpha=0.35, markeredgewidth=0)
+            values, vectors = np.linalg.eigh(np.cov(cloud.T))
+            angle, (width, height) = np.degrees(np.arctan2(*vectors[::-1, 0])), 2 * np.sqrt(values)
+            ax.add_patch(Ellipse(cloud.mean(0), width, height, angle=angle, fill=False, color=colour, linewidth=2))
+            style = {"size": 13, "weight": "bold", "ha": "center", "va": "center", "color": colour}
+            box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": colour}
+            ax.text(*cloud.mean(0), str(label.item()), bbox=box, **style)
+    return figure
 
 
 def plot_elbo_curves(histories: dict[str, list[dict]], dataset: str) -> Figure:
