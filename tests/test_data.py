@@ -3,6 +3,7 @@
 import io
 import random
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from zlib import crc32
@@ -13,13 +14,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, features
 from torchvision import datasets
 from torchvision.datasets import OxfordIIITPet
 
 from tests.files import DATA, definitions, idx, write_image
 from utils import data
 from utils.data import CIFAR10_CLASSES, Batches, DataError, Split, load_digits, load_pets, load_pictures
+from utils.files import UNFINISHED
 from utils.results import NOTEBOOKS
 
 UNET, MNIST, CIFAR10 = (definitions(notebook) for notebook in NOTEBOOKS.values())
@@ -251,15 +253,52 @@ def test_a_download_that_breaks_off_leaves_nothing_and_the_next_run_downloads_ag
     assert not [path for path in (tmp_path / "new" / "cache").iterdir() if path.is_dir()]
 
 
-def test_without_an_image_folder_torchvision_is_asked(tmp_path, monkeypatch):
+def test_a_download_that_another_process_has_made_meanwhile_is_not_repeated(folder, tmp_path, monkeypatch):
+    @contextmanager
+    def waiting(cache):
+        cache.mkdir(parents=True)
+        shutil.copytree(folder / MNIST_ROOT, tmp_path / "new" / MNIST_ROOT)
+        yield
+
+    monkeypatch.setattr(datasets, "MNIST", offline)
+    monkeypatch.setattr(data, "folder_lock", waiting)
+    assert len(load_digits("mnist", tmp_path / "new").test.images) == COUNTS["mnist"][2]
+
+
+def test_a_download_that_lacks_a_file_is_called_incomplete(folder, tmp_path, monkeypatch):
+    def incomplete(into, **_):
+        shutil.copytree(folder / PETS_ROOT, Path(into) / PETS_ROOT)
+        (Path(into) / PETS_ROOT / "annotations" / "test.txt").unlink()
+
+    monkeypatch.setattr(datasets, "OxfordIIITPet", incomplete)
+    with pytest.raises(DataError, match=r"test\.txt is missing: the data set is incomplete; delete .* and run again"):
+        load_pets("oxford-iiit-pet", tmp_path / "new", SIZE)
+
+
+def test_what_a_killed_download_has_left_is_deleted_by_the_next_run(folder):
+    left = folder / "cache" / f"{UNFINISHED}download"
+    (left / "MNIST").mkdir(parents=True)
+    (left / "MNIST" / "half").write_bytes(b"half")
+    load_pets("oxford-iiit-pet", folder, SIZE)
+    assert not left.exists()
+
+
+def test_the_download_of_pictures_gives_the_splits_of_the_image_folder(folder, tmp_path, monkeypatch):
     def official(root, train, download):
-        labels = np.arange(20 if train else 10) % 10
-        return SimpleNamespace(data=np.uint8(labels[:, None, None, None] + np.zeros((1, 32, 32, 3))), targets=labels)
+        files = (folder / CIFAR_ROOT / ("train" if train else "test")).glob("*/*")
+        files = sorted(files, key=lambda path: (path.name, path.parent.name))  # of each class in turn
+        labels = [CIFAR10_CLASSES.index(path.parent.name) for path in files]
+        return SimpleNamespace(data=np.stack([np.asarray(Image.open(path)) for path in files]), targets=labels)
 
     monkeypatch.setattr(datasets, "CIFAR10", official)
-    pictures = load_pictures("cifar10", tmp_path)
-    assert [len(split.targets) for split in pictures[1:]] == [18, 2, 10]
-    assert torch.equal(pictures.test.images[:, 0, 5, 7].long(), pictures.test.targets)
+    for fetched, read in zip(load_pictures("cifar10", tmp_path)[1:], load_pictures("cifar10", folder)[1:]):
+        assert torch.equal(fetched.images, read.images)
+        assert torch.equal(fetched.targets, read.targets)
+
+
+def test_a_hidden_file_in_an_image_folder_is_no_picture(folder):
+    (folder / CIFAR_ROOT / "train" / "cat" / ".DS_Store").write_bytes(b"of macOS")
+    assert len(load_pictures("cifar10", folder).train.images) == COUNTS["cifar10"][0]
 
 
 @every_set
@@ -401,6 +440,18 @@ def test_what_is_no_image_is_named(tmp_path, monkeypatch, content, message):
         (tmp_path / "image.png").write_bytes(content)
     with pytest.raises(DataError, match=r"image\.png " + message):
         data.open_rgb(tmp_path / "image.png")
+
+
+def test_a_damaged_avif_is_named(tmp_path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    path = tmp_path / "image.avif"
+    Image.new("RGB", (16, 16)).save(path)
+    assert data.open_rgb(path).size == (16, 16)
+    other = path.read_bytes().replace(b"pitm\0\0\0\0\0\1", b"pitm\0\0\0\0\0\7")  # an image that is not there
+    path.write_bytes(other)
+    with pytest.raises(DataError, match=r"image\.avif cannot be read as an image"):
+        data.open_rgb(path)
 
 
 def test_folders_without_photographs(tmp_path):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from utils import standins
 from utils.checks import check_integers
-from utils.files import cached, folder_lock
+from utils.files import UNFINISHED, cached, folder_lock
 from utils.standins import BACKGROUND, BORDER, PET
 
 CLASSES = 10
@@ -90,6 +90,7 @@ def load_pictures(dataset: str, data_dir: Path) -> Dataset:
     """Small RGB photographs, 32 x 32 pixels: "cifar10", or "stand-in" (coloured letters); as `load_pets`.
 
     The image folder `data_dir/cifar10/{train,test}/<class>/` is read where there is one, else torchvision's download.
+    Both give the same splits in the same order if the folder's files are numbered in the order of the download.
     """
     if dataset != "cifar10":
         return stand_in(dataset, "cifar10", standins.LETTERS, standins.letters, STANDIN_LABELLED)
@@ -99,13 +100,13 @@ def load_pictures(dataset: str, data_dir: Path) -> Dataset:
     with remedied(root, "the pictures, as {train,test}/<class>/,"):
         if root.exists():
             train, test = (read_image_folder(root, part) for part in ("train", "test"))
-            order = torch.randperm(len(test.targets), generator=torch.Generator().manual_seed(SPLIT_SEED))
-            test = take(test, order)  # it was class by class
         else:
             with folder_lock(data_dir / "cache"):  # of two processes, one downloads
                 parts = [CIFAR10(data_dir, train, download=True) for train in (True, False)]
-            train, test = (Split(channels_first(part.data), torch.tensor(part.targets)) for part in parts)
-        return hold_out(CIFAR10_CLASSES, train, test)
+            splits = (Split(channels_first(part.data), torch.tensor(part.targets)) for part in parts)
+            train, test = (take(split, split.targets.argsort(stable=True)) for split in splits)  # as in the folder
+        order = torch.randperm(len(test.targets), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        return hold_out(CIFAR10_CLASSES, train, take(test, order))  # it was class by class
 
 
 def stand_in(name: str, real: str, classes: tuple[str, ...], draw: Callable, counts: tuple[int, ...]) -> Dataset:
@@ -145,7 +146,7 @@ def channels_first(array: np.ndarray) -> Tensor:
 
 def download(root: Path, data_dir: Path, fetch: Callable[[Path], Any]) -> None:
     """Let `fetch` fill a folder, and move the data set from there to `root`, so that it is whole or absent."""
-    with folder_lock(data_dir / "cache"), TemporaryDirectory(dir=data_dir / "cache") as fresh:
+    with folder_lock(data_dir / "cache"), TemporaryDirectory(prefix=UNFINISHED, dir=data_dir / "cache") as fresh:
         if not root.exists():  # another process may have been faster
             fetch(fresh)
             root.parent.mkdir(parents=True, exist_ok=True)
@@ -155,11 +156,10 @@ def download(root: Path, data_dir: Path, fetch: Callable[[Path], Any]) -> None:
 @contextmanager
 def remedied(root: Path, what: str) -> Iterator[None]:
     """Add to an error about a data set what to do about it; `what` has to lie in its folder `root`."""
-    absent = not root.exists()
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if absent:
+        if not root.exists():
             advice = f"Put {what} there, set DATA_DIR to where it is, or run on stand-in data: dataset='stand-in'"
             raise DataError(f"{root} does not exist and the download failed ({error}). {advice}") from error
         if not isinstance(error, (FileNotFoundError, DataError)):
@@ -182,7 +182,7 @@ def read_pets(root: Path, part: str, image_size: int) -> Split:
 
 def read_image_folder(root: Path, part: str) -> Split:
     """One half of an image folder in the layout of CIFAR-10, class by class."""
-    paths = [sorted((root / part / name).glob("*.*")) for name in CIFAR10_CLASSES]
+    paths = [sorted((root / part / name).glob("[!.]*.*")) for name in CIFAR10_CLASSES]
     counts = [len(some) for some in paths]
     if len(set(counts)) > 1 or not counts[0]:
         found = ", ".join(f"{count} {name}" for name, count in zip(CIFAR10_CLASSES, counts))
@@ -228,7 +228,7 @@ def open_image(path: Path, remedy: str = "") -> Image.Image:
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}){remedy}") from error
 
 
