@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.datasets import CIFAR10
@@ -184,6 +185,17 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         load_tensors(tmp_path / "tensor.pt")
 
 
+@pytest.mark.parametrize("error", [PermissionError, MemoryError])
+def test_a_file_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
+    def failing(*_, **__):
+        raise error
+
+    save_tensors(tmp_path / "file.pt", CONTENT)
+    monkeypatch.setattr(torch, "load", failing)
+    with pytest.raises(error):
+        load_tensors(tmp_path / "file.pt")
+
+
 @pytest.mark.parametrize("name", ["images.tar.gz", "annotations.tar.gz"])
 def test_an_archive_that_is_not_the_official_one_is_not_unpacked(tmp_path, monkeypatch, name):
     def served(url, folder, filename, md5=None):
@@ -249,6 +261,15 @@ def test_a_lock_ends_with_its_block(tmp_path):
     start = time.monotonic()
     with folder_lock(tmp_path):
         assert time.monotonic() - start < 1
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", failing)
+    with pytest.warns(UserWarning, match="without locks: let one process at a time use it"), folder_lock(tmp_path):
+        pass
 
 
 # --- The cache --------------------------------------------------------------------------------------------------------

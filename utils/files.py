@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -59,15 +60,15 @@ def save_tensors(path: Path, content: dict) -> None:
 def load_tensors(path: Path) -> dict:
     """Read what `save_tensors` wrote, onto the CPU; never runs code from the file.
 
-    Raises FileNotFoundError, or DamagedFileError if a bit of the file has changed since, or it is not ours.
+    Raises FileNotFoundError, PermissionError, or DamagedFileError if a bit of the file has changed, or it is not ours.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch itself does not look at the checksums
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, PermissionError, IsADirectoryError, MemoryError):
+        raise  # the file may be intact
     except Exception as error:  # zipfile and torch raise a dozen types, depending on where the file breaks off
         raise DamagedFileError(f"{path} is damaged ({type(error).__name__}): delete it and run again") from error
 
@@ -89,12 +90,14 @@ def folder_lock(folder: Path, patience: float = -1) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=patience)
-        for left in folder.glob(f"**/{UNFINISHED}*"):
-            left.unlink()
+        for left in [*folder.glob(f"**/{UNFINISHED}*")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
     except Timeout:
         remedy = "wait for its end (or shut its notebook down), or choose another run_dir"
         raise StorageError(f"{folder} is in use by another run: {remedy}") from None
-    except (OSError, NotImplementedError):  # a read-only folder, or a file system without locks
+    except NotImplementedError:
+        warnings.warn(f"{folder} lies on a file system without locks: let one process at a time use it", stacklevel=3)
+    except OSError:  # a read-only folder
         pass
     try:
         yield
