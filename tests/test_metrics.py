@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
-from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
@@ -158,6 +157,7 @@ def measure(model):
     return metrics.label_following(model, FirstRow(0), images, labels, attributes, guide=FirstRow(1))
 
 
+@pytest.mark.filterwarnings("ignore:An input array is constant")
 @pytest.mark.parametrize(
     ("keeps_style", "follows", "label_in_code", "retrieval"),
     [(1, 0, 0, 1), (0, 1, 0, 0.01), (1, 1, 0, 1), (1, 1, 5, 1)],
@@ -177,6 +177,7 @@ def test_models_whose_measures_are_known(keeps_style, follows, label_in_code, re
     })  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:An input array is constant")
 def test_the_protocols_differ_in_the_label_that_the_encoder_sees():
     measured = measure(Misled(1, 1))
     assert measured["swap_agreement"] == 1
@@ -276,11 +277,20 @@ def test_linear_discriminants_show_what_the_other_directions_hide():
     assert (torch.cdist(plane, centres).argmin(1) == labels).all()
 
 
-def test_the_correlation_of_an_attribute_against_scipy():
+def test_the_rank_correlation_of_an_attribute_against_numpy_and_with_ties_by_hand():
     sources = torch.randn(500, 2)
     outputs = torch.stack([sources[:, 0] + torch.randn(500), -(sources[:, 1] ** 3)], dim=1)
-    expected = [spearmanr(sources[:, 0], outputs[:, 0]).statistic, -1]
+    ranks = [column[:, 0].numpy().argsort().argsort() for column in (sources, outputs)]
+    expected = [np.corrcoef(ranks)[0, 1], -1]
     assert metrics.attribute_correlation(lambda numbers: numbers, sources, outputs).tolist() == pytest.approx(expected)
+    tied, other = torch.tensor([10.0, 20, 20, 40]), torch.tensor([1.0, 3, 2, 4])  # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4
+    assert metrics.attribute_correlation(lambda numbers: numbers, tied, other).item() == pytest.approx(0.9**0.5)
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+def test_outputs_that_are_all_alike_have_no_rank_correlation():
+    same = metrics.attribute_correlation(lambda numbers: numbers, torch.arange(9.0), torch.ones(9))
+    assert same.isnan().tolist() == [True]
 
 
 # --- Attributes of images ---------------------------------------------------------------------------------------------

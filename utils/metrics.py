@@ -203,10 +203,14 @@ def retrieved(codes: Tensor, sources: Tensor) -> Tensor:
 
 
 def attribute_correlation(attribute: Callable[[Tensor], Tensor], sources: Tensor, outputs: Tensor) -> Tensor:
-    """Spearman's rank correlation (1904) of each number of an attribute between sources and outputs: (K,) in -1..1."""
-    columns = (attribute(images).view(len(images), -1) for images in (sources, outputs))  # (N, K)
-    ranks = [column.argsort(dim=0, stable=True).argsort(dim=0).double().T for column in columns]  # ties by place
-    return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(*ranks)])
+    """Spearman's rank correlation (1904) of each number of an attribute between sources and outputs: (K,) in -1..1.
+
+    NaN where all sources or all outputs have the same value.
+    """
+    from scipy.stats import spearmanr  # here, since it takes most of a second, and Part 1 does not need it
+
+    columns = (attribute(images).view(len(images), -1).T.cpu() for images in (sources, outputs))  # (K, N)
+    return torch.tensor([float(spearmanr(*pair).statistic) for pair in zip(*columns)], dtype=torch.float64)
 
 
 def judge_features(judge: nn.Module, images: Tensor) -> Tensor:
