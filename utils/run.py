@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def same_kind(value: Any, default: Any) -> bool:
         return alike and all(len(part) == len(default[0]) for part in value if isinstance(part, list))
     if isinstance(default, str):
         return isinstance(value, str)
-    return type(value) in (type(default), int if type(default) is float else None) and isfinite(value) and value >= 0
+    return type(value) in (type(default), int if type(default) is float else None) and 0 <= value < inf
 
 
 # --- In a notebook ----------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
     """Check a notebook's parameters (found among its names), lock its run_dir, and say what it runs on.
 
     Raises ParameterError, StorageError if the run_dir is in use, or PublishedError if a pretrained run is to have
-    other data than that of the published networks. Data lies in data/, or where the variable DATA_DIR says.
+    other data or another recipe than the published networks. Data lies in data/, or where the variable DATA_DIR says.
     """
     check_parameters(notebook, names)
     recipe = {name: names[name] for name in defaults(notebook) if name not in NOT_RECIPE}
@@ -148,6 +148,10 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
     if published and dataset != published["dataset"]:
         theirs = f"the published networks were trained on {published['dataset']!r}, not on {dataset!r}"
         raise PublishedError(f"{theirs}: set dataset to that, or pretrained to False")
+    trained_with = published.get("recipe", recipe)
+    if changed := [f"{name} = {value}" for name, value in trained_with.items() if value != recipe[name]]:
+        theirs = f"the published networks were trained with {', '.join(changed)}"
+        raise PublishedError(f"{theirs}: leave it so, or set pretrained to False")
     folder, data_dir = lock_run_dir(Path(names["run_dir"])), Path(os.environ.get("DATA_DIR", "data"))
     about = PARTS[notebook], dataset, names["seed"], recipe, published, best_device()
     run = Run(*about, folder, folder / ("pretrained" if published else "results"), data_dir)
@@ -215,12 +219,16 @@ def parameters_for(name: str, options: argparse.Namespace) -> list[dict]:
         there = f"there are: {', '.join(sorted(known))}"
         raise ParameterError(f"no notebook has the parameter {', '.join(unknown)}; {there}")
     given = {key: value_of(text) for key, text in options.parameter if key in defaults(name)}
+    if options.sweep and "run_dir" in given:
+        raise ParameterError("run_dir: in a sweep each run has a folder of its own")
     if single := [key for key, values in given.items() if options.sweep and not isinstance(values, list)]:
         raise ParameterError(f"{single[0]}: in a sweep a list of values is needed, such as [{given[single[0]]!r}]")
     grid = product(*given.values()) if options.sweep else [given.values()]
     plan = [(QUICK[name] if options.quick else {}) | dict(zip(given, values)) for values in grid]
     for parameters in plan:
         check_parameters(name, parameters)
+    if options.sweep and any(parameters.get("pretrained", True) for parameters in plan):
+        raise ParameterError("pretrained: a sweep trains networks, add -p pretrained '[false]'")
     return plan
 
 
