@@ -10,7 +10,6 @@ another checkout (of an older commit, say), by that one's own tests/benchmark.py
 
 import argparse
 import json
-import os
 import re
 import resource
 import subprocess
@@ -43,7 +42,7 @@ from torchvision.datasets import MNIST, ImageFolder
 from torchvision.transforms import ToTensor
 from tqdm import tqdm
 
-from tests.files import definitions, idx, write_image
+from tests.files import DATA, definitions, idx, write_image
 from utils import metrics, run, standins
 from utils.data import Batches, Split, channels_first, foreground, load_pets, normalise, to_unit
 from utils.files import write_atomically
@@ -367,11 +366,10 @@ def start_up() -> str:
     program = "import time, torch; start = time.time(); import utils.run; print(time.time() - start)"
     times = [float(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT)) for _ in range(ROUNDS)]
     rows = [["start-up", "seconds"], ["import of utils, beyond torch's own", f"{np.median(times):.2f}"]]
-    folder = Path(os.environ.get("DATA_DIR", ROOT / "data"))
-    if (folder / "oxford-iiit-pet").exists():
-        load_pets("oxford-iiit-pet", folder, SIZE)
+    if (DATA / "oxford-iiit-pet").exists():
+        load_pets("oxford-iiit-pet", DATA, SIZE)
         start = time.perf_counter()
-        load_pets("oxford-iiit-pet", folder, SIZE)
+        load_pets("oxford-iiit-pet", DATA, SIZE)
         rows.append(["Oxford-IIIT Pet, 7,349 images of 128 px, from the cache", f"{time.perf_counter() - start:.2f}"])
     return markdown_table(rows)
 

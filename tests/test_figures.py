@@ -114,7 +114,6 @@ def check_layout(figure):
     for text, box in boxes:
         assert 0 <= box.x0 < box.x1 <= figure.bbox.x1, text
         assert 0 <= box.y0 < box.y1 <= figure.bbox.y1, text
-        assert 0 <= box.y0 < box.y1 <= figure.bbox.y1, text
     boxes += [(shape, shape.get_window_extent()) for shape in [*axes.patches, *axes.images] if is_filled(shape)]
     for (one, box), (other, neighbour) in combinations(boxes, 2):
         assert not (isinstance(one, str) and box.overlaps(neighbour)), (one, other)
@@ -213,6 +212,28 @@ def test_the_curves_of_the_elbo_are_those_of_their_names():
             "plain, training": (":", values),
             "plain, validation": ("-", [100 + value for value in values]),
         }
+
+
+def test_the_first_epoch_may_lie_outside_but_not_of_the_kl_divergence():
+    row = {f"{kind}{key}": 1.0 for kind in ("", "validation_") for key in ("reconstruction", "kl", "negative_elbo")}
+    rows = [dict.fromkeys(row, 100.0), row, dict.fromkeys(row, 3.0)]
+    limits = [ax.get_ylim() for ax in figures.plot_elbo_curves({"plain": rows}, "mnist").axes]
+    assert [low < 1 for low, _ in limits] == [True] * 3
+    assert [high > 100 for _, high in limits] == [False, True, False]
+
+
+def test_the_curves_of_the_u_nets_are_those_of_their_panels():
+    sizes = [8, 8, 16]
+    bce, dice = ([{"loss": first - i, "score": (first + i) / 100} for i in range(3)] for first in (10.0, 20.0))
+    figure = figures.plot_learning_curves({"MP+Tr+BCE": bce, "MP+Tr+Dice": dice}, sizes, "oxford-iiit-pet")
+    ious = [("MP+Tr+BCE", [0.1, 0.11, 0.12]), ("MP+Tr+Dice", [0.2, 0.21, 0.22])]
+    ends = [(name, values[2:]) for name, values in ious]
+    panels = [[("MP+Tr+BCE", [10, 9, 8])], [("MP+Tr+Dice", [20, 19, 18])], ious, ends]
+    for ax, expected in zip(figure.axes, panels, strict=True):
+        curves, dashed = ax.lines[: len(expected)], ax.lines[len(expected) :]
+        assert [(line.get_label(), [*line.get_ydata()]) for line in curves] == expected
+        assert [min(line.get_xdata()) for line in dashed] == ([] if expected is ends else [0.5, 2.5])
+        assert [text.get_text() for text in ax.texts] == ([] if expected is ends else ["8 px", "16 px"])
 
 
 def test_codes_have_the_mean_and_the_deviation_of_each_class():

@@ -160,15 +160,15 @@ def build_optimiser(model: nn.Module, steps: int, learning_rate: float, weight_d
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
     """The states of torch's generators, on the CPU and on the device."""
-    own = {} if device.type == "cpu" else {device.type: getattr(torch, device.type).get_rng_state()}
+    own = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
     return {"cpu": torch.get_rng_state()} | own
 
 
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
     """Undo what has been drawn since; a device that training has moved to keeps its state: numbers differ anyway."""
     torch.set_rng_state(states["cpu"])
-    if device.type != "cpu" and device.type in states:
-        getattr(torch, device.type).set_rng_state(states[device.type])
+    if device.type in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def refuse_divergence(losses: Tensor, epoch: int, checkpoint: Path) -> None:
