@@ -33,12 +33,9 @@ from tests.test_training import Lines, closeness, squared_error
 from utils import figures, results, run
 from utils.classifiers import build_digit_judge
 from utils.files import StorageError
-from utils.results import NOTEBOOKS, RESULTS, TABLES, PublishedError
-from utils.run import ParameterError
+from utils.results import RESULTS, TABLES, PublishedError
+from utils.run import CIFAR10, MNIST, PARTS, UNET, ParameterError
 from utils.training import CheckpointError
-
-PARTS = {notebook: part for part, notebook in NOTEBOOKS.items()}
-UNET, MNIST, CIFAR10 = PARTS
 
 
 def cells(path, kind="code"):
@@ -356,9 +353,11 @@ def test_parameters_override_the_quick_values():
 
 def test_a_sweep_runs_all_combinations_of_the_listed_values(capsys, tmp_path):
     typed = ["-p", "variants", '[["MP+Tr+BCE"], ["MP+Tr+Dice"]]', "-p", "seed", "[0, 1, 2]", "-p", "batch_size", "[8]"]
-    plan = run.parameters_for(UNET, run.parse([UNET, "--sweep", *typed]))
+    plan = run.parameters_for(UNET, run.parse([UNET, "--sweep", *typed, "-p", "pretrained", "[false]"]))
     pairs = [([variant], seed) for variant in ("MP+Tr+BCE", "MP+Tr+Dice") for seed in range(3)]
-    assert plan == [{"variants": variants, "seed": seed, "batch_size": 8} for variants, seed in pairs]
+    assert plan == [
+        {"variants": variants, "seed": seed, "batch_size": 8, "pretrained": False} for variants, seed in pairs
+    ]
     both = ([(UNET, parameters | {"batch_size": size}) for parameters in plan] for size in (8, 32))
     one, other = (run.places(runs, tmp_path, quick=False).keys() for runs in both)
     assert len(one) == 6
@@ -366,9 +365,13 @@ def test_a_sweep_runs_all_combinations_of_the_listed_values(capsys, tmp_path):
     for wrong, message in (
         ("0", r"seed: in a sweep a list of values is needed, such as \[0\]"),
         ("[-1]", "seed = -1: "),
+        (f"[1{400 * '0'}, -1]", "seed = -1: "),
+        ("[1]", r"pretrained: a sweep trains networks, add -p pretrained '\[false\]'"),
     ):
         assert run.main([UNET, "--sweep", "-p", "seed", wrong]) == 1
         assert re.search(message, capsys.readouterr().err)
+    assert run.main([UNET, "--sweep", "-p", "run_dir", '["mine"]']) == 1
+    assert "run_dir: in a sweep each run has a folder of its own" in capsys.readouterr().err
 
 
 # --- run.start, and what it gives -------------------------------------------------------------------------------------
@@ -386,6 +389,8 @@ def test_a_notebook_refuses_values_that_make_no_sense_and_data_that_is_not_the_p
         start(batch_size=-1)
     with pytest.raises(PublishedError, match=r"trained on 'mnist', not on 'stand-in': set dataset .* or pretrained to"):
         start(dataset="stand-in")
+    with pytest.raises(PublishedError, match=r"with epochs = 50, batch_size = 256: leave it so, or set pretrained to"):
+        start(batch_size=8, epochs=2)
 
 
 def test_a_notebook_refuses_a_run_dir_in_use(start, other_run):
@@ -431,9 +436,12 @@ def test_a_pretrained_run_trains_nothing(start, tmp_path):
 
 @pytest.fixture
 def publish(tmp_path, monkeypatch):
-    """`.ci/publish`, in a course of nothing but part 1, where a run writes down when it came."""
-    runs, kept = tmp_path / "runs" / "unet", tmp_path / "Results"
+    """`.ci/publish`, in a course where a run of part 1 writes down when it came, and counts its runs as its IoU."""
+    runs, kept, count = tmp_path / "runs" / "unet", tmp_path / "Results", iter(range(1, 9))
     shutil.copy(ROOT / UNET, tmp_path / UNET)
+    kept.mkdir()
+    for part in PAGES:
+        shutil.copy(RESULTS / f"{part}.json", kept)
     (tmp_path / "README.md").write_text("<!-- unet-2x2 -->\n<!-- /unet-2x2 -->\n", encoding="utf-8")
     for module, name, value in ((run, "ROOT", tmp_path), (results, "ROOT", tmp_path), (results, "RESULTS", kept)):
         monkeypatch.setattr(module, name, value)
@@ -447,18 +455,20 @@ def publish(tmp_path, monkeypatch):
         nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), folder / name)
         files = runs / ("results" if come == "trained" else "pretrained")
         (files / "masks").mkdir(parents=True, exist_ok=True)  # of own photographs, which are not published
+        row = NUMBERS["unet"]["variants"]["MP+Tr+BCE"] | {"iou": next(count) / 8}
+        numbers = json.dumps(NUMBERS["unet"] | {"dataset": dataset, "variants": {"MP+Tr+BCE": row}})
         for file, content in {"unet.json": numbers, "unet_a.pt": come, "a.png": come}.items():
             (files / file).write_text(content)
         return folder / name
 
-    def call(*words, dataset="oxford-iiit-pet", program="publish"):
-        nonlocal numbers
-        numbers = json.dumps({"dataset": dataset})
+    def call(*words, of="oxford-iiit-pet", program="publish"):
+        nonlocal dataset
+        dataset = of
         monkeypatch.setattr(sys, "argv", [program, *words])
         runpy.run_path(str(ROOT / ".ci" / program), run_name="__main__")
         return tmp_path
 
-    numbers = ""
+    dataset = ""
     monkeypatch.setattr(run, "execute", execute)
     return call
 
@@ -470,29 +480,31 @@ def test_publishing_writes_notebook_figures_and_numbers_of_a_pretrained_run(publ
     assert "papermill" not in str(content)
     assert content.cells[0].metadata == {"tags": ["kept"]}
     kept = {path.name for path in (folder / "Results").iterdir()}
-    assert kept == {"a.png", "unet.json", "published.json", *(f"{part}.md" for part in PAGES)}
+    assert kept == {"a.png", "published.json", *(f"{part}.{end}" for part in PAGES for end in ("md", "json"))}
     record = json.loads((folder / "Results" / "published.json").read_text(encoding="utf-8"))[UNET]
     assert record["commit"] == ""  # it is no repository
     assert record["torch"] == torch.__version__
-    assert "IoU" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "**IoU 0.125**" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_publishing_a_training_copies_its_results_and_then_runs_from_them(publish):
     folder = publish(UNET, "--train")
     assert [cell.source for cell in nbformat.read(folder / UNET, as_version=4).cells] == ["pretrained from trained"]
-    kept = {path.name: path.read_text() for path in (folder / "Results").iterdir() if path.suffix != ".md"}
-    assert kept.pop("published.json")
-    dataset = '{"dataset": "oxford-iiit-pet"}'
-    assert kept == {"a.png": "pretrained from trained", "unet.json": dataset, "unet_a.pt": "trained"}
+    assert (folder / "Results" / "a.png").read_text() == "pretrained from trained"
+    assert (folder / "Results" / "unet_a.pt").read_text() == "trained"
+    assert "**IoU 0.250**" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("options", [[], ["--train"]])
 def test_stand_in_data_is_never_published(publish, tmp_path, options):
-    before = (tmp_path / UNET).read_bytes()
+    def contents():
+        files = [path for path in tmp_path.glob("**/*") if path.is_file() and "runs" not in path.parts]
+        return {path: path.read_bytes() for path in files}
+
+    before = contents()
     with pytest.raises(ValueError, match=r"unet\.json is of stand-in data, which is never published"):
-        publish(UNET, *options, dataset="stand-in")
-    assert not (tmp_path / "Results").exists()
-    assert (tmp_path / UNET).read_bytes() == before
+        publish(UNET, *options, of="stand-in")
+    assert contents() == before
 
 
 def sweep_of(scores, **changes):
@@ -512,7 +524,6 @@ GRID = {(variant, seed): 0.5 for variant in EIGHT for seed in (1, 0)}  # in any 
 
 def test_a_sweeps_scores_are_published(publish, tmp_path):
     file, kept = tmp_path / "sweep.json", tmp_path / "Results"
-    kept.mkdir()
     scores = GRID | {("MP+Tr+BCE", 0): 0.75, ("MP+Tr+BCE", 1): 0.25}
     file.write_text(sweep_of(scores))
     publish("--sweep", str(file))
@@ -535,7 +546,6 @@ def test_a_sweeps_scores_are_published(publish, tmp_path):
 ])  # fmt: skip
 def test_a_sweep_that_cannot_be_published(publish, tmp_path, scores, changes, message):
     file, target = tmp_path / "sweep.json", tmp_path / "Results" / "unet_sweep.json"
-    target.parent.mkdir()
     target.write_text("as before")
     file.write_text(sweep_of(scores, **changes))
     with pytest.raises(ValueError, match=message):

@@ -92,12 +92,12 @@ def build_network(part: str, name: str, recipe: dict) -> nn.Module:
     return build_picture_vae(*sizes, *(("both", 0) if name == "plain" else ("decoder", recipe["hidden"])))
 
 
-def load_weights(part: str, name: str, model: nn.Module, folder: Path = RESULTS) -> nn.Module:
+def load_weights(part: str, name: str, model: nn.Module, folder: Path | None = None) -> nn.Module:
     """The model with its published weights, in evaluation mode.
 
     PublishedError if they are missing, or those of a network of another size; DamagedFileError if they are damaged.
     """
-    path = folder / f"{part}_{name}.pt"
+    path = (folder or RESULTS) / f"{part}_{name}.pt"
     if not path.is_file():
         raise PublishedError(f"{path} is missing: {REMEDY}")
     weights = load_tensors(path)
@@ -108,9 +108,9 @@ def load_weights(part: str, name: str, model: nn.Module, folder: Path = RESULTS)
     return model.eval()
 
 
-def load_numbers(part: str, folder: Path = RESULTS) -> dict:
+def load_numbers(part: str, folder: Path | None = None) -> dict:
     """What a part's json file holds; PublishedError if it is missing or damaged."""
-    path = folder / f"{part}.json"
+    path = (folder or RESULTS) / f"{part}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
@@ -118,7 +118,7 @@ def load_numbers(part: str, folder: Path = RESULTS) -> dict:
         raise PublishedError(f"{path} is {found}: {REMEDY}") from error
 
 
-def load_trainings(part: str, folder: Path = RESULTS) -> dict[str, Training]:
+def load_trainings(part: str, folder: Path | None = None) -> dict[str, Training]:
     """How the trainings of a part's networks went, by name; errors as in `load_numbers`."""
     trainings = load_numbers(f"{part}_trainings", folder)["trainings"]
     return {name: Training(**training) for name, training in trainings.items()}
