@@ -147,7 +147,7 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
     published = results.load_numbers(PARTS[notebook]) if names["pretrained"] else {}
     if published and dataset != published["dataset"]:
         theirs = f"the published networks were trained on {published['dataset']!r}, not on {dataset!r}"
-        raise PublishedError(f"{theirs}: set dataset to that, or pretrained to False")
+        raise PublishedError(f"{theirs}: set dataset to that, or set pretrained to False")
     trained_with = published.get("recipe", recipe)
     if changed := [f"{name} = {value}" for name, value in trained_with.items() if value != recipe[name]]:
         theirs = f"the published networks were trained with {', '.join(changed)}"
