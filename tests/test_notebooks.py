@@ -387,7 +387,7 @@ def start(tmp_path, monkeypatch):
 def test_a_notebook_refuses_values_that_make_no_sense_and_data_that_is_not_the_published(start):
     with pytest.raises(ParameterError, match=r"batch_size = -1: a whole number of 0 or more is needed, such as 256"):
         start(batch_size=-1)
-    with pytest.raises(PublishedError, match=r"trained on 'mnist', not on 'stand-in': set dataset .* or pretrained to"):
+    with pytest.raises(PublishedError, match=r"on 'mnist', not on 'stand-in': set dataset .* or set pretrained to"):
         start(dataset="stand-in")
     with pytest.raises(PublishedError, match=r"with epochs = 50, batch_size = 256: leave it so, or set pretrained to"):
         start(batch_size=8, epochs=2)
@@ -505,6 +505,39 @@ def test_stand_in_data_is_never_published(publish, tmp_path, options):
     with pytest.raises(ValueError, match=r"unet\.json is of stand-in data, which is never published"):
         publish(UNET, *options, of="stand-in")
     assert contents() == before
+
+
+def wider(**changes):
+    """What a run of one wider U-Net leaves; `changes` are against the published recipe."""
+    published = NUMBERS["unet"]
+    row = published["variants"]["MP+Tr+BCE"] | {"iou": 0.99951, "parameters": 7_770_000}
+    wide = {"variants": {"MP+Tr+BCE": row}, "recipe": published["recipe"] | {"base_channels": 32}}
+    return published | wide | changes
+
+
+def test_a_wider_networks_scores_are_published_beside_those_of_the_same_recipe(publish, tmp_path):
+    file, kept = tmp_path / "unet.json", tmp_path / "Results"
+    file.write_text(json.dumps(wider()))
+    publish("--wide", str(file))
+    assert results.load_numbers("unet_wide", kept) == wider()
+    _, _, narrow, wide = results.width_tables(wider())["unet-wide"].splitlines()
+    assert narrow.startswith(f"| MP+Tr+BCE, 16 channels | {NUMBERS['unet']['variants']['MP+Tr+BCE']['iou']:.3f} |")
+    assert wide.startswith("| MP+Tr+BCE, 32 channels | 1.000 |")
+    assert wide.endswith("| 7.77 M |")
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"recipe": {"base_channels": 32}}, "differs from the published networks in more than base_channels"),
+    ({"seed": 1}, "differs from the published networks in more than base_channels"),
+    ({"dataset": "stand-in"}, "is of stand-in data, which is never published"),
+])  # fmt: skip
+def test_wider_networks_that_cannot_be_published(publish, tmp_path, changes, message):
+    file, target = tmp_path / "unet.json", tmp_path / "Results" / "unet_wide.json"
+    target.write_text("as before")
+    file.write_text(json.dumps(wider(**changes)))
+    with pytest.raises(ValueError, match=message):
+        publish("--wide", str(file))
+    assert target.read_text() == "as before"
 
 
 def sweep_of(scores, **changes):

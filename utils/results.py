@@ -204,6 +204,17 @@ def sweep_tables(sweep: dict) -> dict[str, str]:
     return {"unet-seeds": markdown_table(means), "unet-effects": markdown_table(effects)}
 
 
+def width_tables(wide: dict) -> dict[str, str]:
+    """Part 1's wider networks, each below the published one of the same variant and recipe."""
+    table = [["", "IoU", "IoU, one view", "parameters"]]
+    for variant in wide["variants"]:
+        for numbers in (load_numbers("unet"), wide):
+            row, channels = numbers["variants"][variant], numbers["recipe"]["base_channels"]
+            scores = (formatted(key, row[key]) for key in ("iou", "iou_one_view"))
+            table.append([f"{variant}, {channels} channels", *scores, f"{row['parameters'] / 1e6:.2f} M"])
+    return {"unet-wide": markdown_table(table)}
+
+
 def cvae_tables(results: dict) -> dict[str, str]:
     """Part 2a or 2b: what became of the label, its other measures, the parts of the ELBO, and how real it looks."""
     models, name = results["models"], f"cvae-{results['dataset']}"
@@ -223,7 +234,13 @@ def baseline_rows(results: dict) -> dict[str, dict[str, float]]:
     return {f"*baseline: {NAMES.get(name, name)}*": row for name, row in results["baselines"].items()}
 
 
-TABLES = {"unet": unet_tables, "unet_sweep": sweep_tables, "cvae_mnist": cvae_tables, "cvae_cifar10": cvae_tables}
+TABLES = {
+    "unet": unet_tables,
+    "unet_sweep": sweep_tables,
+    "unet_wide": width_tables,
+    "cvae_mnist": cvae_tables,
+    "cvae_cifar10": cvae_tables,
+}
 
 
 def with_tables(text: str, tables: dict[str, str]) -> str:
