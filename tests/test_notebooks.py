@@ -490,6 +490,9 @@ def test_publishing_writes_notebook_figures_and_numbers_of_a_pretrained_run(publ
 def test_publishing_a_training_copies_its_results_and_then_runs_from_them(publish):
     folder = publish(UNET, "--train")
     assert [cell.source for cell in nbformat.read(folder / UNET, as_version=4).cells] == ["pretrained from trained"]
+    kept = {path.name for path in (folder / "Results").iterdir()}
+    parts = {f"{part}.{end}" for part in PAGES for end in ("md", "json")}
+    assert kept == {"a.png", "unet_a.pt", "published.json", *parts}
     assert (folder / "Results" / "a.png").read_text() == "pretrained from trained"
     assert (folder / "Results" / "unet_a.pt").read_text() == "trained"
     assert "**IoU 0.250**" in (folder / "README.md").read_text(encoding="utf-8")

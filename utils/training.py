@@ -167,7 +167,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
     """Undo what has been drawn since; a device that training has moved to keeps its state: numbers differ anyway."""
     torch.set_rng_state(states["cpu"])
-    if device.type in states and device.type == "cuda":
+    if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
