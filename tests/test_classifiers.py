@@ -16,19 +16,33 @@ from utils.results import NOTEBOOKS
 _, MNIST, CIFAR10 = map(definitions, NOTEBOOKS.values())
 
 
-def test_judge_and_guide_give_ten_logits_learn_and_differ():
+def test_judge_and_guide_give_a_logit_for_each_class_learn_and_differ():
     for judge, guide, shape in (
         (classifiers.build_digit_judge(), classifiers.build_digit_guide(), (1, 28, 28)),
         (classifiers.build_picture_judge(8), classifiers.build_picture_guide(4), (3, 32, 32)),
     ):
         for classifier in (judge, guide):
             logits = classifier(torch.rand(8, *shape))
-            assert logits.shape == (8, 10)
+            assert logits.shape == (8, 11 if shape[0] == 1 and classifier is guide else 10)
             logits.square().mean().backward()
             assert all(parameter.grad.any() for parameter in classifier.parameters())
         assert any(isinstance(layer, nn.MaxPool2d) for layer in judge)
         assert not any(isinstance(layer, nn.MaxPool2d) for layer in guide)
     assert all(layer.stride == (1, 1) for layer in guide if isinstance(layer, nn.Conv2d)), "a grid"
+
+
+def test_spoilt_digits_are_labelled_and_brighter_and_the_rest_is_as_before():
+    digits = load_digits("stand-in", None).train
+    torch.manual_seed(0)
+    spoilt, labels = MNIST.spoil(digits.images, digits.targets)
+    chosen = labels == 10
+    assert 0.1 < chosen.double().mean() < 1 / 3
+    assert torch.equal(spoilt[~chosen], digits.images[~chosen])
+    assert torch.equal(labels[~chosen], digits.targets[~chosen])
+    added = spoilt[chosen].int() - digits.images[chosen].int()
+    assert added.min() == 0
+    assert added.max() <= 0.6 * 255, "faint"
+    assert (added.flatten(1).sum(1) > 2 * 255).all()
 
 
 def test_a_judge_learns_to_read_and_is_measured_right():

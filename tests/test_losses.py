@@ -178,6 +178,7 @@ def test_wrong_labels_move_the_model_and_not_the_target():
     terms["consistency"].backward()
     assert model.embedding.weight.grad[:, 0].eq(0).all(), "0 was sent to none: the code of the right label is a target"
     assert model.embedding.weight.grad[:, 5].any(), "5 was sent"
+    assert all(weights.grad is None for weights in model.decoder.parameters()), "nothing to hide the code in"
     torch.manual_seed(1)
     made = model(images, sent)[0].sigmoid()
     right, *others = (model.encode(*pair) for pair in ((images, labels), (images, sent), (made, sent)))

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
-from scipy.spatial.distance import cdist
 from torch import nn
 from torch.nn import functional as F
 
@@ -328,15 +327,20 @@ def test_bits_per_dimension_against_a_gaussian_cut_into_256_levels():
     assert CIFAR10.bits_per_dimension(3 * nats, 3) == pytest.approx(entropy.item(), abs=0.01)
 
 
-def test_the_distance_to_the_nearest_digit_of_a_class_by_hand_and_against_scipy():
-    classes = torch.arange(10)
-    known = torch.stack([torch.zeros(10), classes], dim=1).view(10, 1, 1, 2)  # class c at (0, c)
-    assert MNIST.distance_to_class(known.roll(-2, dims=0)[:8], classes[:8], known, classes) == 2
-    known, made = torch.rand(200, 1, 4, 4), torch.rand(70, 1, 4, 4)
-    classes, sent = torch.arange(200) % 10, torch.arange(70) % 10
-    distances = cdist(made.flatten(1), known.flatten(1))
-    distances[sent[:, None] != classes] = math.inf
-    assert MNIST.distance_to_class(made, sent, known, classes) == pytest.approx(distances.min(1).mean(), rel=1e-5)
+def test_leftovers_are_ink_apart_from_the_largest_piece_by_hand():
+    clean = torch.zeros(1, 6, 6)
+    clean[0, 0, 0] = clean[0, 1, 1] = 1.0  # joined by a corner
+    faint, speck, blank = clean.clone(), clean.clone(), torch.zeros(1, 6, 6)
+    faint[0, 4:, 4] = 0.2  # 0.4 of a pixel in all
+    speck[0, 3:, 4] = 0.2
+    for images, expected in (
+        ([clean], 0),
+        ([faint], 0),
+        ([speck], 1),
+        ([blank], 0),
+        ([speck, clean, blank, speck], 0.5),
+    ):
+        assert MNIST.leftovers(torch.stack(images)) == expected
 
 
 def test_a_template_is_repainted_in_the_means_of_an_image_by_hand():
