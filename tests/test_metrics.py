@@ -327,7 +327,7 @@ def test_bits_per_dimension_against_a_gaussian_cut_into_256_levels():
     assert CIFAR10.bits_per_dimension(3 * nats, 3) == pytest.approx(entropy.item(), abs=0.01)
 
 
-def test_leftovers_are_ink_apart_from_the_largest_piece_by_hand():
+def test_specks_are_ink_apart_from_the_largest_piece_by_hand():
     clean = torch.zeros(1, 6, 6)
     clean[0, 0, 0] = clean[0, 1, 1] = 1.0  # joined by a corner
     faint, speck, blank = clean.clone(), clean.clone(), torch.zeros(1, 6, 6)
@@ -340,7 +340,7 @@ def test_leftovers_are_ink_apart_from_the_largest_piece_by_hand():
         ([blank], 0),
         ([speck, clean, blank, speck], 0.5),
     ):
-        assert MNIST.leftovers(torch.stack(images)) == expected
+        assert MNIST.specks(torch.stack(images)) == expected
 
 
 def test_a_template_is_repainted_in_the_means_of_an_image_by_hand():

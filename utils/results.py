@@ -41,7 +41,7 @@ MEASURES = {  # key of the json files: (title, format)
     "colour_correlation": ("colour, rank correlation", "{:.2f}"),
     "frechet": ("Fréchet distance", "{:.1f}"),
     "diversity": ("diversity", "{:.2f}"),
-    "leftovers": ("leftovers", "{:.1%}"),
+    "specks": ("specks", "{:.1%}"),
     "read_right": ("read right", "{:.0%}"),
     "plainly_visible": ("right and plainly visible", "{:.0%}"),
     "negative_elbo": ("−ELBO", "{:.1f} nats"),
