@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from tests.files import definitions
 from utils import losses, metrics, training
-from utils.classifiers import build_picture_guide
+from utils.classifiers import build_digit_guide, build_picture_guide
 from utils.cvae import build_digit_vae, build_picture_vae
 from utils.data import normalise, to_unit
 from utils.results import NOTEBOOKS
@@ -72,6 +72,12 @@ def test_a_step_of_a_plain_vae(gpu, monkeypatch, picture):
         return {"loss": terms["reconstruction"] + terms["kl"]} | terms
 
     step(monkeypatch, model, loss, [PICTURES if picture else DIGITS, LABELS])
+
+
+def test_a_step_of_the_guide_of_digits(gpu, monkeypatch):
+    with gpu:
+        guide = build_digit_guide()
+    step(monkeypatch, guide, MNIST.guide_loss, [DIGITS, LABELS])
 
 
 def test_a_step_of_the_label_following_digit_vae(gpu, monkeypatch):
