@@ -260,6 +260,18 @@ def test_a_notebook_opened_alone_clones_the_course(tmp_path):
     assert "set repo_url above to the address of this repository" in opened(empty, "").stderr
 
 
+@pytest.mark.parametrize("notebook", PARTS)
+def test_the_network_is_not_asked_for_another_albumentations(notebook):
+    """In a kernel that JupyterLab started, where no variable of ours is set."""
+    setup, imports = [c.source for c in cells(ROOT / notebook) if c.cell_type == "code"][1:3]
+    program = "import sys, urllib.request\nurllib.request.build_opener = lambda *handlers: sys.exit('asked')\n"
+    program += f"repo_url = ''\n{setup}\n{imports.split('run = start')[0]}"
+    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
 # --- Parameters -------------------------------------------------------------------------------------------------------
 
 values = st.recursive(
