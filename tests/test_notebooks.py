@@ -32,7 +32,9 @@ from tests.test_results import NUMBERS, PAGES, widths
 from tests.test_training import Lines, closeness, squared_error
 from utils import figures, results, run
 from utils.classifiers import build_digit_judge
+from utils.data import load_digits, to_unit
 from utils.files import StorageError
+from utils.losses import bernoulli_loss
 from utils.results import RESULTS, TABLES, PublishedError
 from utils.run import CIFAR10, MNIST, PARTS, UNET, ParameterError
 from utils.training import CheckpointError
@@ -215,7 +217,11 @@ def test_the_conditional_vaes_learn(quick):
     assert plain["swap_agreement"] > 0.8
     assert following["wrong_label_agreement"] > 0.8
     assert min(plain["source_retrieval"], following["source_retrieval"]) > 0.5
-    assert max(plain["negative_elbo"], following["negative_elbo"]) < 80, "the mean digit of a class alone costs 90 nats"
+    digits = load_digits("stand-in", None)  # OpenCV draws them bolder or lighter from version to version
+    known, images = (to_unit(split.images) for split in (digits.train, digits.test))
+    means = torch.stack([known[digits.train.targets == label].mean(0) for label in range(10)])
+    cost = bernoulli_loss(means[digits.test.targets].logit(eps=1e-6), images).mean()
+    assert max(plain["negative_elbo"], following["negative_elbo"]) < 0.9 * cost, "the mean digit of a class"
     assert numbers["baselines"]["copy the source"]["wrong_label_agreement"] < 0.05
     assert numbers["baselines"]["random code"]["source_retrieval"] < 0.05
 
