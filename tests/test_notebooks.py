@@ -267,6 +267,13 @@ def test_a_notebook_opened_alone_clones_the_course(tmp_path):
 
 
 @pytest.mark.parametrize("notebook", PARTS)
+def test_a_published_notebook_names_no_folder_of_the_machine_that_ran_it(notebook):
+    shown = [json.dumps(output) for cell in cells(ROOT / notebook) for output in cell.outputs]
+    assert shown
+    assert not re.findall(r"""(?<=[ '"(])/(?:work|root|home|tmp|opt|Users)/[^ '"]+""", " ".join(shown))
+
+
+@pytest.mark.parametrize("notebook", PARTS)
 def test_the_network_is_not_asked_for_another_albumentations(notebook):
     """In a kernel that JupyterLab started, where no variable of ours is set."""
     setup, imports = [c.source for c in cells(ROOT / notebook) if c.cell_type == "code"][1:3]
