@@ -48,7 +48,7 @@ from utils.data import Batches, Split, channels_first, foreground, load_pets, no
 from utils.files import write_atomically
 from utils.losses import bce_loss, elbo_terms
 from utils.results import NOTEBOOKS, RESULTS, build_network, load_numbers, markdown_table
-from utils.training import Muon, best_device, best_precision, mixed_precision, train_epoch
+from utils.training import Muon, best_device, best_precision, mixed_precision, processor, train_epoch
 
 COMPARED = """
 Four processes take turns. *Naive* is a loop as one writes it first: float32, NCHW, AdamW as it comes, the loss read at
@@ -92,7 +92,8 @@ def main() -> None:
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another state of the course, to compare with")
     options = parser.parse_args()
     device = best_device()
-    machine = f"{device.type}, {best_precision(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = f"{device.type}, {processor()}, {best_precision(device)}, {torch.get_num_threads()} threads"
+    machine += f", torch {torch.__version__}"
     parts = ["# How fast the course trains", " ".join(COMPARED.split()), f"Measured on: {machine}."]
     of_steps = (partial(arithmetic, device), partial(shares, device))
     for measure in (partial(throughput, options.against), *of_steps, start_up, peak_memory):

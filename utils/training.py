@@ -43,6 +43,12 @@ def best_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native or ampere else torch.float32
 
 
+def processor() -> str:
+    """The widest instructions that torch uses on this CPU, such as "AVX512", and whether it has those for matrices."""
+    matrices = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # underscored, as above
+    return torch.backends.cpu.get_cpu_capability() + (" with AMX" if matrices else "")
+
+
 def mixed_precision(device: torch.device) -> torch.autocast:
     """A context in which networks compute in `best_precision`; weights stay float32 (Micikevicius et al. 2018)."""
     half = best_precision(device) == torch.bfloat16
