@@ -234,19 +234,18 @@ def test_the_readmes_sentences_say_the_published_numbers():
     ious, (plain, following) = [row["iou"] for row in UNETS["variants"].values()], CVAES["models"].values()
     (simple, vivid), blind = COLOURED["models"].values(), load_numbers("blind_reading")
     misread, read = 1 - simple["true_class_agreement"], blind["cvae_mnist"]
-    price = following["negative_elbo"] - plain["negative_elbo"]
     for sentence in (
         f"IoU {min(ious):.3f} to {max(ious):.3f}, against {UNETS['baselines']['mean_mask']['iou']:.2f}",
         f"follows it in {percent(plain['wrong_label_agreement'])} of its outputs",
         f"follows in {percent(following['wrong_label_agreement'], 1)}",
         f"still matches {percent(following['source_retrieval'])} of the outputs to their source",
-        f"about {price:.1f} nats of the ELBO, of about {plain['negative_elbo']:.0f}",
+        f"−ELBO rises from {plain['negative_elbo']:.1f} to {following['negative_elbo']:.1f} nats",
         f"{percent(plain['swap_agreement'], 1)} of the outputs read as the label sent",
         f"is {following['thickness_correlation']:.2f} (plain {plain['thickness_correlation']:.2f})",
         f"slant is {following['slant_correlation']:.2f} (plain {plain['slant_correlation']:.2f})",
-        f"read {percent(read['label_following']['plainly_visible'])} of 60 outputs right and plainly",
+        f"read {percent(read['label_following']['plainly_visible'])} of 60 outputs right and called them plainly",
         f"and {percent(read['*real*']['plainly_visible'])} of 20 real digits",
-        f"follows the label in {percent(simple['wrong_label_agreement'])}. That is chance",
+        f"follows the label in {percent(simple['wrong_label_agreement'])}. Those are misreadings",
         f"a classifier misreads {percent(misread)}",
         f"that alone gives {percent(misread / 9, 1)}",
         f"another architecture follows the label in {percent(vivid['wrong_label_agreement'])}",

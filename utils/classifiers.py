@@ -31,7 +31,7 @@ def build_digit_judge() -> nn.Sequential:
 
 
 def build_digit_guide() -> nn.Sequential:
-    """Few 5x5 strided convolutions and a hidden layer (in the manner of LeCun et al. 1998); eleven classes."""
+    """Two 5x5 strided convolutions and a hidden layer (in the manner of LeCun et al. 1998); eleven classes."""
     layers = [*convolution(1, 16, 5, stride=2), *convolution(16, 32, 5, stride=2), nn.Flatten()]
     layers += [nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, SPOILT + 1)]
     return nn.Sequential(*layers)

@@ -75,7 +75,7 @@ def kl_loss(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def elbo_terms(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Reconstruction loss, KL divergence and their sum, minus the ELBO: scalars, means in nats per image.
+    """Reconstruction loss, KL divergence and their sum (minus the ELBO): scalars, means in nats per image.
 
     Kingma and Welling 2014 (arXiv:1312.6114), equation 10 with one draw; arguments as in the forward pass.
     """

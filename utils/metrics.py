@@ -113,7 +113,7 @@ def encode(model: ConditionalVAE, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def decode(model: ConditionalVAE, codes: Tensor, labels: Tensor) -> Tensor:
-    """Images in 0..1 (N, C, H, W), the decoder's pixel probabilities, of codes (N, latent size) and labels (N,)."""
+    """Images in 0..1 (N, C, H, W), the sigmoid of the decoder's logits, of codes (N, latent size) and labels (N,)."""
     model.eval()
     return in_parts(lambda *batch: model.decode(*batch).sigmoid(), codes, labels, size=BATCH)
 

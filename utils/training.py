@@ -246,7 +246,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """A matrix with the same singular vectors, (M, N), and singular values from 0.68 to 1.21, but for small ones.
+    """A matrix with the same singular vectors, (M, N), and singular values from 0.68 to 1.21, except for small ones.
 
     Those below a fiftieth of the Frobenius norm stay smaller. Three Newton-Schulz iterations of
     X <- a X + b (X X^T) X + c (X X^T)^2 X, with the coefficients of Jordan et al. 2024
