@@ -25,7 +25,9 @@ def check_range(name: str, tensor: Tensor, low: float, high: float) -> None:
     """Refuse values outside low..high, and NaN; not on a GPU, where each step would have to wait for the answer."""
     asked = tensor.device.type == "cpu" and tensor.numel()
     if asked and not low <= tensor.min() <= tensor.max() <= high:  # false for NaN, too
-        raise ValueError(f"{name} reach from {tensor.min():.3g} to {tensor.max():.3g}, expected {low} to {high}")
+        found = f"{name} reach from {tensor.min():.3g} to {tensor.max():.3g}, expected {low} to {high}"
+        diverged = "; if a network made them, its training has diverged: lower the learning rate or the loss's weights"
+        raise ValueError(found + (diverged if tensor.isnan().any() else ""))
 
 
 def check_labels(labels: Tensor, count: int, classes: int) -> None:
