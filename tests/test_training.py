@@ -185,6 +185,15 @@ def test_bfloat16_only_where_the_hardware_has_it(monkeypatch):
     assert best_precision(cpu) == torch.float32
 
 
+def test_the_processor_is_named_with_its_matrix_instructions(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for answer, name in ((True, "AVX512 with AMX"), (False, "AVX512")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda answer=answer: answer, raising=False)
+        assert training.processor() == name
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert training.processor() == "AVX512"
+
+
 # --- Going on ---------------------------------------------------------------------------------------------------------
 
 
