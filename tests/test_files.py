@@ -4,6 +4,7 @@ And freed memory, which is kept for the next tensor.
 """
 
 import ctypes
+import errno
 import io
 import json
 import os
@@ -263,12 +264,14 @@ def test_a_lock_ends_with_its_block(tmp_path):
         assert time.monotonic() - start < 1
 
 
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "no locks available")])
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, error):
     def failing(*_, **__):
-        raise NotImplementedError
+        raise error
 
     monkeypatch.setattr(FileLock, "acquire", failing)
-    with pytest.warns(UserWarning, match="without locks: let one process at a time use it"), folder_lock(tmp_path):
+    told = r"cannot be locked \(.*no .*lock.*\): let one process at a time use it"
+    with pytest.warns(UserWarning, match=told), folder_lock(tmp_path):
         pass
 
 

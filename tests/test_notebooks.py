@@ -14,12 +14,17 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib import import_module
+from itertools import product
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import nbformat
+import papermill
 import pytest
 import torch
+from dask import distributed
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,7 +38,7 @@ from tests.test_training import Lines, closeness, squared_error
 from utils import figures, results, run
 from utils.classifiers import build_digit_judge
 from utils.data import load_digits, to_unit
-from utils.files import StorageError
+from utils.files import UNFINISHED, StorageError
 from utils.losses import bernoulli_loss
 from utils.results import RESULTS, TABLES, PublishedError
 from utils.run import CIFAR10, MNIST, PARTS, UNET, ParameterError
@@ -99,7 +104,8 @@ def test_markdown_is_such_as_github_renders(notebook):
 @pytest.mark.parametrize(("notebook", "part"), PARTS.items())
 def test_a_published_notebook_shows_the_published_numbers_and_nothing_of_a_machine(notebook, part):
     text = text_of(ROOT / notebook)
-    assert all(table in text for table in TABLES[part](NUMBERS[part]).values())
+    for name in [name for name in PAGES if name.startswith(part)]:  # Part 1 has several
+        assert all(table in text for table in TABLES[name](PAGES[name]).values())
     assert "STAND-IN" not in text
     assert max(widths(text)) <= 5
     assert not [o for o in outputs(ROOT / notebook) if o.output_type == "error" or o.get("name") == "stderr"]
@@ -141,7 +147,9 @@ def test_the_published_scores_of_a_unet_come_out_again(tmp_path):
     [ran] = side_by_side([["papermill", UNET, tmp_path / UNET, "-k", "python3", "--cwd", ROOT, *words]])
     assert ran.returncode == 0, ran.stderr[-3000:]
     [(variant, row)] = results.load_numbers("unet", tmp_path / "pretrained")["variants"].items()
-    assert row == pytest.approx(NUMBERS["unet"]["variants"][variant], abs=1e-3)  # another number of threads, or float32
+    published = dict(NUMBERS["unet"]["variants"][variant])
+    assert row.pop("seeds") == published.pop("seeds")
+    assert row == pytest.approx(published, abs=1e-3)  # another number of threads, or float32
     masks = {path.name.split(".")[0]: Image.open(path).size for path in (tmp_path / "pretrained" / "masks").iterdir()}
     assert masks == {"wide": (90, 30), "high": (50, 300)}
 
@@ -357,6 +365,33 @@ def test_a_notebook_that_fails_is_told_and_its_copy_kept(tmp_path, monkeypatch, 
     assert "nothing works" in (tmp_path / "runs" / UNET).read_text(encoding="utf-8")
 
 
+def test_a_kernel_that_dies_is_told(monkeypatch, capsys):
+    def execute(*_):
+        raise RuntimeError("Kernel died")  # nbclient's DeadKernelError is one
+
+    monkeypatch.setattr(run, "execute", execute)
+    assert run.main([UNET, "--quick"]) == 1
+    assert capsys.readouterr().err == "error: Kernel died\n"
+
+
+def test_two_runs_of_a_notebook_write_to_copies_of_their_own(tmp_path, monkeypatch):
+    theirs = tmp_path / f"{UNFINISHED}{os.getpid() + 1}-{UNET}"
+    theirs.write_text("theirs")
+    monkeypatch.setattr(papermill, "execute_notebook", lambda source, growing, *_, **__: growing.write_text("mine"))
+    assert run.execute(UNET, {}, tmp_path).read_text() == "mine"
+    assert theirs.read_text() == "theirs"
+
+
+def test_workers_that_write_elsewhere_are_told(tmp_path, monkeypatch):
+    done = SimpleNamespace(result=lambda: "in another folder")
+    client = SimpleNamespace(dashboard_link="", submit=lambda *_, **__: done)
+    monkeypatch.setattr(distributed, "Client", lambda address: nullcontext(client))
+    monkeypatch.setattr(distributed, "as_completed", iter)
+    plan, options = [(UNET, {"seed": 3})], run.parse([UNET, "--sweep", "--scheduler", "tcp://elsewhere:8786"])
+    with pytest.raises(FileNotFoundError, match="seed-3 holds no results: every worker has to share this folder"):
+        run.sweep(plan, tmp_path, options)
+
+
 def test_a_notebook_needs_no_more_than_its_setup_cell_installs():
     absent = ["papermill", "dask", "distributed", "nbformat", "nbval", "hypothesis", "pytest", "psutil", "jupyterlab"]
     program = f"import sys; sys.modules.update(dict.fromkeys({absent})); from utils.run import start"
@@ -461,7 +496,7 @@ def test_a_pretrained_run_trains_nothing(start, tmp_path):
 
 @pytest.fixture
 def publish(tmp_path, monkeypatch):
-    """`.ci/publish`, in a course where a run of part 1 writes down when it came, and counts its runs as its IoU."""
+    """`.ci/publish`, in a course where a run of part 1 writes down when it came, and counts runs as its mean IoU."""
     runs, kept, count = tmp_path / "runs" / "unet", tmp_path / "Results", iter(range(1, 9))
     shutil.copy(ROOT / UNET, tmp_path / UNET)
     kept.mkdir()
@@ -480,7 +515,7 @@ def publish(tmp_path, monkeypatch):
         nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), folder / name)
         files = runs / ("results" if come == "trained" else "pretrained")
         (files / "masks").mkdir(parents=True, exist_ok=True)  # of own photographs, which are not published
-        row = NUMBERS["unet"]["variants"]["MP+Tr+BCE"] | {"iou": next(count) / 8}
+        row = NUMBERS["unet"]["variants"]["MP+Tr+BCE"] | {"iou_mean": next(count) / 8}
         numbers = json.dumps(NUMBERS["unet"] | {"dataset": dataset, "variants": {"MP+Tr+BCE": row}})
         for file, content in {"unet.json": numbers, "unet_a.pt": come, "a.png": come}.items():
             (files / file).write_text(content)
@@ -509,7 +544,7 @@ def test_publishing_writes_notebook_figures_and_numbers_of_a_pretrained_run(publ
     record = json.loads((folder / "Results" / "published.json").read_text(encoding="utf-8"))[UNET]
     assert record["commit"] == ""  # it is no repository
     assert record["torch"] == torch.__version__
-    assert "**IoU 0.125**" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "**IoU 0.1250 ± " in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_publishing_a_training_copies_its_results_and_then_runs_from_them(publish):
@@ -520,7 +555,7 @@ def test_publishing_a_training_copies_its_results_and_then_runs_from_them(publis
     assert kept == {"a.png", "unet_a.pt", "published.json", *parts}
     assert (folder / "Results" / "a.png").read_text() == "pretrained from trained"
     assert (folder / "Results" / "unet_a.pt").read_text() == "trained"
-    assert "**IoU 0.250**" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "**IoU 0.2500 ± " in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("options", [[], ["--train"]])
@@ -557,6 +592,8 @@ def test_a_wider_networks_scores_are_published_beside_those_of_the_same_recipe(p
 @pytest.mark.parametrize(("changes", "message"), [
     ({"recipe": {"base_channels": 32}}, "differs from the published networks in more than base_channels"),
     ({"seed": 1}, "differs from the published networks in more than base_channels"),
+    ({"image_size": 64}, "differs from the published networks in more than base_channels"),
+    ({"variants": {"MP+Ups+BCE": {}}}, "differs from the published networks in more than base_channels"),
     ({"dataset": "stand-in"}, "is of stand-in data, which is never published"),
 ])  # fmt: skip
 def test_wider_networks_that_cannot_be_published(publish, tmp_path, changes, message):
@@ -573,7 +610,7 @@ def sweep_of(scores, **changes):
     runs = []
     for (variant, seed), iou in scores.items():
         row = {"iou": iou, "iou_one_view": iou - 0.125}
-        about = {"dataset": "oxford-iiit-pet", "recipe": "short", "versions": {}, "seed": seed}
+        about = {"dataset": "oxford-iiit-pet", "image_size": 128, "recipe": "short", "versions": {}, "seed": seed}
         runs.append(about | {"variants": {variant: row}, "seconds": {variant: 9.5}})
     runs[-1] |= changes
     return json.dumps({"runs": runs})
@@ -594,13 +631,14 @@ def test_a_sweeps_scores_are_published(publish, tmp_path):
     row = published["variants"]["MP+Tr+BCE"]
     assert row == {"iou_mean": 0.5, "iou_sd": pytest.approx(0.125**0.5)}  # of two numbers, half a unit apart
     tables = results.sweep_tables(published)
-    assert "| MP+Tr | 0.500 ± 0.354 | 0.500 ± 0.000 |" in tables["unet-seeds"]
+    assert "| MP+Tr | 0.5000 ± 0.3536 | 0.5000 ± 0.0000 |" in tables["unet-seeds"]
     # With seed 0 one of four pairs falls by 0.25, with seed 1 one rises by that: the mean is 0.
     assert tables["unet-effects"].endswith("| BCE to Dice loss | −0.0625 | +0.0625 | +0.0000 ± 0.0625 |")
 
 
 @pytest.mark.parametrize(("scores", "changes", "message"), [
-    (GRID, {"recipe": "one epoch"}, r"sweep\.json is of several recipes: run a sweep of variants and seeds only"),
+    (GRID, {"recipe": "one epoch"}, r"sweep\.json is of several recipes or another image size"),
+    (GRID, {"image_size": 64}, r"sweep\.json is of several recipes or another image size"),
     (GRID, {"dataset": "stand-in"}, "is of stand-in data, which is never published"),
     (dict([*GRID.items()][:-1]), {}, "has 15 trainings: all eight variants with the same two or more seeds"),
     (dict([*GRID.items()][::2]), {}, "has 8 trainings: all eight variants with the same two or more seeds"),
@@ -612,6 +650,52 @@ def test_a_sweep_that_cannot_be_published(publish, tmp_path, scores, changes, me
     with pytest.raises(ValueError, match=message):
         publish("--sweep", str(file))
     assert target.read_text() == "as before"
+
+
+FOUR = list(NUMBERS["unet"]["variants"])
+AGAIN = {"recipe": NUMBERS["unet"]["recipe"]}
+
+
+def repeats_of(iou, *seeds):
+    """What a sweep with the published recipe leaves, all of this IoU."""
+    runs = json.loads(sweep_of(dict.fromkeys(product(FOUR, seeds), iou)))["runs"]
+    return json.dumps({"runs": [one | AGAIN for one in runs]})
+
+
+def test_repeats_of_the_published_networks_join_those_that_are_there(publish, tmp_path):
+    file, kept = tmp_path / "sweep.json", tmp_path / "Results"
+    published, first = NUMBERS["unet"]["variants"]["MP+Tr+BCE"]["iou"], PAGES["unet_repeats"]["rows"][0]
+    file.write_text(repeats_of(0.5, 7, 8))
+    publish("--sweep", str(file))
+    file.write_text(repeats_of(0.25, 8))
+    publish("--sweep", str(file))
+    repeats = results.load_numbers("unet_repeats", kept)
+    assert repeats["seeds"] == [*PAGES["unet_repeats"]["seeds"], 7, 8]
+    assert repeats["rows"][0] == first
+    assert [row["iou"] for row in repeats["rows"][-8:]] == [0.5] * 4 + [0.25] * 4
+    row = results.with_repeats("MP+Tr+BCE", published)
+    assert row["seeds"] == [0, *repeats["seeds"]]
+    ious = [published, *(row["iou"] for row in repeats["rows"] if row["variant"] == "MP+Tr+BCE")]
+    each = torch.tensor(ious, dtype=torch.float64)
+    assert (row["iou_mean"], row["iou_sd"]) == pytest.approx((each.mean().item(), each.std().item()))
+
+
+def test_repeats_of_another_recipe_than_the_published_one_go(publish, tmp_path):
+    file, kept = tmp_path / "sweep.json", tmp_path / "Results"
+    (kept / "unet_repeats.json").write_text(json.dumps(PAGES["unet_repeats"] | {"recipe": "of yesterday"}))
+    file.write_text(repeats_of(0.5, 7))
+    publish("--sweep", str(file))
+    assert results.load_numbers("unet_repeats", kept)["seeds"] == [7]
+
+
+@pytest.mark.parametrize("runs", [repeats_of(0.5, 0), sweep_of({(FOUR[0], 1): 0.5}, **AGAIN)])
+def test_repeats_that_cannot_be_published(publish, tmp_path, runs):
+    file, target = tmp_path / "sweep.json", tmp_path / "Results" / "unet_repeats.json"
+    before = target.read_text()
+    file.write_text(runs)
+    with pytest.raises(ValueError, match="the published variants are needed, with the same seeds, and not with seed 0"):
+        publish("--sweep", str(file))
+    assert target.read_text() == before
 
 
 ADDRESSES = {

@@ -288,6 +288,19 @@ def test_divergence_names_step_and_epoch_and_keeps_the_last_good_checkpoint(chec
     assert len(load_tensors(checkpoint)["history"]) == 2
 
 
+def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept(checkpoint):
+    def loss(model, batch, step):
+        if step == 14:  # the last of the third epoch
+            model.weight.register_hook(lambda gradient: gradient * math.nan)
+        return squared_error(model, batch, step)
+
+    with pytest.raises(DivergedError, match=r"weights are no numbers after epoch 3; .*checkpoint is .*line\.pt"):
+        train(checkpoint, loss=loss)
+    state = load_tensors(checkpoint)
+    assert len(state["history"]) == 2
+    assert all(weights.isfinite().all() for weights in state["model"].values())
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no limit on the size of files")
 def test_a_full_disk_leaves_the_last_checkpoint(checkpoint):
     import resource

@@ -43,7 +43,7 @@ class Split(NamedTuple):
 
     images: Tensor
     targets: Tensor
-    names: Sequence[str] = ()  # of the files, for pets
+    names: Sequence[str] = ()  # of the files of pets, or of drawn images
 
 
 class Dataset(NamedTuple):
@@ -228,7 +228,9 @@ def open_image(path: Path, remedy: str = "") -> Image.Image:
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
-    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise  # the file may be intact
+    except Exception as error:  # Pillow raises a dozen types, depending on what is wrong, in the EXIF data too
         raise DataError(f"{path} cannot be read as an image ({error}){remedy}") from error
 
 

@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-LOCK, UNFINISHED = ".lock", ".unfinished-"  # names of files that only this module writes
+LOCK, UNFINISHED = ".lock", ".unfinished-"  # a lock; what names of files begin with until these are whole
 RUN_LOCKS: dict[Path, ExitStack] = {}  # run folders that this process holds until it ends
 
 
@@ -83,8 +84,9 @@ def save_json(path: Path, content: dict) -> None:
 def folder_lock(folder: Path, patience: float = -1) -> Iterator[None]:
     """Hold a folder, made if absent, that other processes write into as well; a killed process lets go of it.
 
-    What killed processes have left unfinished is deleted. A folder that cannot be written to is not held. `patience`
-    is how many seconds to wait for another process, without end if negative; then StorageError is raised.
+    What killed processes have left unfinished is deleted. A folder that cannot be written to is not held, nor is one
+    that cannot be locked, of which a warning tells. `patience` is how many seconds to wait for another process, without
+    end if negative; then StorageError is raised.
     """
     lock = FileLock(folder / LOCK)
     try:
@@ -95,10 +97,9 @@ def folder_lock(folder: Path, patience: float = -1) -> Iterator[None]:
     except Timeout:
         remedy = "wait for its end (or shut its notebook down), or choose another run_dir"
         raise StorageError(f"{folder} is in use by another run: {remedy}") from None
-    except NotImplementedError:
-        warnings.warn(f"{folder} lies on a file system without locks: let one process at a time use it", stacklevel=3)
-    except OSError:  # a read-only folder
-        pass
+    except (NotImplementedError, OSError) as error:
+        if getattr(error, "errno", None) not in (EACCES, EPERM, EROFS):  # a read-only folder needs no lock
+            warnings.warn(f"{folder} cannot be locked ({error}): let one process at a time use it", stacklevel=3)
     try:
         yield
     finally:

@@ -42,8 +42,8 @@ MEASURES = {  # key of the json files: (title, format)
     "frechet": ("Fréchet distance", "{:.1f}"),
     "diversity": ("diversity", "{:.2f}"),
     "specks": ("specks", "{:.1%}"),
-    "read_right": ("read right", "{:.0%}"),
-    "plainly_visible": ("right and plainly visible", "{:.0%}"),
+    "read_right": ("read right", "{:.1%}"),
+    "plainly_visible": ("right and plainly visible", "{:.1%}"),
     "negative_elbo": ("−ELBO", "{:.1f} nats"),
     "reconstruction": ("reconstruction", "{:.1f} nats"),
     "kl": ("KL", "{:.1f} nats"),
@@ -183,8 +183,36 @@ def variant_cell(variants: dict, down: str, loss: str) -> str:
     """What the 2x2 table says of one variant."""
     for up, decoder in {"Tr": "transposed convolution", "Ups": "bilinear upsampling"}.items():
         if row := variants.get(f"{down}+{up}+{loss}"):
-            return f"**IoU {row['iou']:.3f}**<br>{up} ({decoder})<br>{row['parameters'] / 1e6:.2f} M parameters"
+            score = with_deviation(row) if "seeds" in row else f"{row['iou']:.3f}"
+            return f"**IoU {score}**<br>{up} ({decoder})<br>{row['parameters'] / 1e6:.2f} M parameters"
     return "not trained"
+
+
+def over_seeds(ious: list[float]) -> dict[str, float]:
+    """Mean and standard deviation of a U-Net's test IoU over trainings with several seeds."""
+    return {"iou_mean": mean(ious), "iou_sd": stdev(ious)}
+
+
+def with_deviation(row: dict[str, float]) -> str:
+    """What `over_seeds` gives, as text."""
+    return f"{row['iou_mean']:.4f} ± {row['iou_sd']:.4f}"
+
+
+def with_repeats(variant: str, iou: float) -> dict:
+    """A published U-Net's test IoU over its own seed and those of its repeats: mean, standard deviation, and seeds."""
+    rows = [row for row in load_numbers("unet_repeats")["rows"] if row["variant"] == variant]
+    seeds = [load_numbers("unet")["seed"], *(row["seed"] for row in rows)]
+    return over_seeds([iou, *(row["iou"] for row in rows)]) | {"seeds": seeds}
+
+
+def repeat_tables(repeats: dict) -> dict[str, str]:
+    """Part 1's four published variants with each of their seeds."""
+    published = load_numbers("unet")
+    table = [["", *(f"seed {seed}" for seed in [published["seed"], *repeats["seeds"]]), "mean ± standard deviation"]]
+    for variant, row in published["variants"].items():
+        ious = [row["iou"], *(repeat["iou"] for repeat in repeats["rows"] if repeat["variant"] == variant)]
+        table.append([variant, *(f"{iou:.4f}" for iou in ious), with_deviation(over_seeds(ious))])
+    return {"unet-repeats": markdown_table(table)}
 
 
 def sweep_tables(sweep: dict) -> dict[str, str]:
@@ -192,7 +220,7 @@ def sweep_tables(sweep: dict) -> dict[str, str]:
     means = [["", "BCE", "Dice loss"]]
     for place in ("MP+Tr", "MP+Ups", "StrConv+Tr", "StrConv+Ups"):
         rows = (sweep["variants"][f"{place}+{loss}"] for loss in ("BCE", "Dice"))
-        means.append([place, *(f"{row['iou_mean']:.3f} ± {row['iou_sd']:.3f}" for row in rows)])
+        means.append([place, *map(with_deviation, rows)])
     ious = {(row["variant"], row["seed"]): row["iou"] for row in sweep["rows"]}
     effects = [["change in IoU", *(f"seed {seed}" for seed in sweep["seeds"]), "mean ± standard error"]]
     for title, before, after in FACTORS:
@@ -236,6 +264,7 @@ def baseline_rows(results: dict) -> dict[str, dict[str, float]]:
 
 TABLES = {
     "unet": unet_tables,
+    "unet_repeats": repeat_tables,
     "unet_sweep": sweep_tables,
     "unet_wide": width_tables,
     "cvae_mnist": cvae_tables,

@@ -1,6 +1,6 @@
 """Running the notebooks: what each one starts with (`start`), and all of them in batch (`python -m utils.run --help`).
 
-Executed notebooks, checkpoints and results go to runs/. Only .ci/publish writes the committed notebooks and Results/.
+Executed notebooks, checkpoints and results go to runs/; the committed notebooks and Results/ are only read.
 """
 
 import argparse
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, parameters in plan:
             print(f"{name} -> {folder.relative_to(ROOT) / name}", flush=True)
             execute(name, parameters, folder)
-    except (ValueError, OSError, papermill.PapermillExecutionError) as error:
+    except (ValueError, OSError, RuntimeError, papermill.PapermillExecutionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -246,7 +246,7 @@ def execute(name: str, parameters: dict, folder: Path) -> Path:
     """
     import papermill
 
-    output, growing = folder / name, folder / f"{UNFINISHED}{name}"
+    output, growing = folder / name, folder / f"{UNFINISHED}{os.getpid()}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(ROOT / name, growing, parameters, kernel_name="python3", cwd=ROOT, log_output=False)
@@ -273,6 +273,8 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespac
         tasks = [client.submit(execute, *job, key=job[2].name, retries=3) for job in jobs]
         for task in tqdm(as_completed(tasks), total=len(tasks), desc="sweep"):
             task.result()
+    if absent := [place for place in runs if not (place / "run" / "results").exists()]:
+        raise FileNotFoundError(f"{absent[0]} holds no results: every worker has to share this folder")
     rows = [(given, results.load_numbers(PARTS[name], at / "run" / "results")) for at, (name, given) in runs.items()]
     save_json(folder / "sweep.json", {"runs": [{"parameters": given} | numbers for given, numbers in rows]})
 

@@ -92,13 +92,13 @@ def fit(
             2013, arXiv:1211.5063, algorithm 1).
 
     Raises:
-        ValueError: if there are too few steps for a cycle.
+        ValueError: if there are fewer than 10 steps.
         CheckpointError: if `checkpoint` belongs to another training, or was left by another version of torch.
         DamagedFileError, StorageError: if `checkpoint` cannot be read or written.
-        DivergedError: if the loss becomes NaN or infinite.
+        DivergedError: if the loss or a weight becomes NaN or infinite.
     """
     steps, device = epochs * len(batches), next(model.parameters()).device
-    if steps < 10:  # with fewer, the schedule's warm-up has none
+    if steps < 10:  # with fewer, the warm-up of the one-cycle schedule has none
         raise ValueError(f"{epochs} epochs of {len(batches)} batches: 10 steps are needed at the least")
     optimiser, schedule = build_optimiser(model, steps, learning_rate, weight_decay, momentum)
     recipe = {"epochs": epochs, "learning_rate": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
@@ -116,7 +116,7 @@ def fit(
         for epoch in range(done, epochs):
             start = time.perf_counter()
             row, losses = train_epoch(model, batches, epoch, loss, optimiser, schedule, max_grad_norm, bar)
-            refuse_divergence(losses, epoch, checkpoint)
+            refuse_divergence(model, losses, epoch, checkpoint)
             model.eval()
             row |= score(model)
             record(state, row, time.perf_counter() - start, model)
@@ -177,13 +177,17 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def refuse_divergence(losses: Tensor, epoch: int, checkpoint: Path) -> None:
-    """Raise DivergedError if one of an epoch's losses, (steps,), is no number."""
+def refuse_divergence(model: nn.Module, losses: Tensor, epoch: int, checkpoint: Path) -> None:
+    """Raise DivergedError if one of an epoch's losses, (steps,), or of the model's weights is no number."""
     if not (finite := losses.isfinite()).all():
         first = finite.int().argmin().item()
-        last = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
         found = f"the loss became {losses[first].item()} in step {first + 1} of epoch {epoch + 1}"
-        raise DivergedError(f"{found}; {last}; lower the learning rate")
+    elif not all(weights.isfinite().all() for weights in model.parameters()):  # the last step has no loss after it
+        found = f"weights are no numbers after epoch {epoch + 1}"
+    else:
+        return
+    last = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+    raise DivergedError(f"{found}; {last}; lower the learning rate")
 
 
 def record(state: dict, row: dict[str, float], seconds: float, model: nn.Module) -> None:
