@@ -31,13 +31,13 @@ from PIL import Image
 from torch import nn
 
 import utils
-from tests.files import DATA, ROOT
+from tests.files import DATA, ROOT, definitions
 from tests.kill_notebooks import SMALL, written
 from tests.test_results import NUMBERS, PAGES, widths
 from tests.test_training import Lines, closeness, squared_error
 from utils import figures, results, run
 from utils.classifiers import build_digit_judge
-from utils.data import load_digits, to_unit
+from utils.data import Split, load_digits, to_unit
 from utils.files import UNFINISHED, StorageError
 from utils.losses import bernoulli_loss
 from utils.results import RESULTS, TABLES, PublishedError
@@ -479,6 +479,26 @@ def test_a_training_run_trains_once_and_saves_what_it_made(start, tmp_path, caps
     assert (tmp_path / "results" / "cvae_mnist_line.pt").exists()
     with pytest.raises(CheckpointError, match="seed: 0 there, 1 now"):
         start(dataset="stand-in", pretrained=False, seed=1).train("line", pair, *arguments, **recipe)
+
+
+def test_a_checkpoint_of_the_label_following_model_knows_how_its_guide_was_trained():
+    digits, pictures = (vars(definitions(notebook)) for notebook in (MNIST, CIFAR10))
+    sizes = ["guide_channels", "guide_epochs", "classifier_learning_rate"]
+    common = {"run": SimpleNamespace(train=lambda *_, settings, **__: settings), "build": lambda *_: nn.Identity()}
+    unused = ["guide", "elbo_loss", "learning_rate", "weight_decay", "batches", "score", "seed", "batch_size", "hidden"]
+    common |= dict.fromkeys(unused, 1) | {"common": {}, "SIZES": {}, "RECIPE": {}, "device": "cpu", "base_channels": 8}
+    split, teachers = Split(torch.zeros(8, 3, 32, 32), torch.zeros(8)), SimpleNamespace(noise=0.4)
+    calls = [
+        (digits["train"], ("name", "both", 1, (2.0, 1.0)), ["judge_epochs"]),
+        (pictures["train_following"], ("name", teachers, {}, split, 1), sizes),
+    ]
+    for train, arguments, names in calls:
+        train.__globals__.update(common | dict.fromkeys(names, 3))
+        before = train(*arguments)
+        for name in names:
+            train.__globals__[name] = 4
+            assert train(*arguments) != before, name
+            train.__globals__[name] = 3
 
 
 def test_a_pretrained_run_trains_nothing(start, tmp_path):
