@@ -38,7 +38,7 @@ from tests.test_training import Lines, closeness, squared_error
 from utils import figures, results, run
 from utils.classifiers import build_digit_judge
 from utils.data import Split, load_digits, to_unit
-from utils.files import UNFINISHED, StorageError
+from utils.files import StorageError
 from utils.losses import bernoulli_loss
 from utils.results import RESULTS, TABLES, PublishedError
 from utils.run import CIFAR10, MNIST, PARTS, UNET, ParameterError
@@ -375,11 +375,13 @@ def test_a_kernel_that_dies_is_told(monkeypatch, capsys):
 
 
 def test_two_runs_of_a_notebook_write_to_copies_of_their_own(tmp_path, monkeypatch):
-    theirs = tmp_path / f"{UNFINISHED}{os.getpid() + 1}-{UNET}"
-    theirs.write_text("theirs")
-    monkeypatch.setattr(papermill, "execute_notebook", lambda source, growing, *_, **__: growing.write_text("mine"))
+    def grow(source, growing, *_, **__):
+        assert str(os.getpid()) in growing.name
+        growing.write_text("mine")
+
+    monkeypatch.setattr(papermill, "execute_notebook", grow)
     assert run.execute(UNET, {}, tmp_path).read_text() == "mine"
-    assert theirs.read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == [UNET]
 
 
 def test_workers_that_write_elsewhere_are_told(tmp_path, monkeypatch):
