@@ -198,11 +198,16 @@ def with_deviation(row: dict[str, float]) -> str:
     return f"{row['iou_mean']:.4f} ± {row['iou_sd']:.4f}"
 
 
+def iou_by_seed(variant: str, iou: float, repeats: dict) -> dict[int, float]:
+    """A published U-Net's test IoU with its own seed, and that of its repeats with theirs."""
+    others = {row["seed"]: row["iou"] for row in repeats["rows"] if row["variant"] == variant}
+    return {load_numbers("unet")["seed"]: iou} | others
+
+
 def with_repeats(variant: str, iou: float) -> dict:
     """A published U-Net's test IoU over its own seed and those of its repeats: mean, standard deviation, and seeds."""
-    rows = [row for row in load_numbers("unet_repeats")["rows"] if row["variant"] == variant]
-    seeds = [load_numbers("unet")["seed"], *(row["seed"] for row in rows)]
-    return over_seeds([iou, *(row["iou"] for row in rows)]) | {"seeds": seeds}
+    ious = iou_by_seed(variant, iou, load_numbers("unet_repeats"))
+    return over_seeds([*ious.values()]) | {"seeds": [*ious]}
 
 
 def repeat_tables(repeats: dict) -> dict[str, str]:
@@ -210,8 +215,8 @@ def repeat_tables(repeats: dict) -> dict[str, str]:
     published = load_numbers("unet")
     table = [["", *(f"seed {seed}" for seed in [published["seed"], *repeats["seeds"]]), "mean ± standard deviation"]]
     for variant, row in published["variants"].items():
-        ious = [row["iou"], *(repeat["iou"] for repeat in repeats["rows"] if repeat["variant"] == variant)]
-        table.append([variant, *(f"{iou:.4f}" for iou in ious), with_deviation(over_seeds(ious))])
+        ious = iou_by_seed(variant, row["iou"], repeats).values()
+        table.append([variant, *(f"{iou:.4f}" for iou in ious), with_deviation(over_seeds([*ious]))])
     return {"unet-repeats": markdown_table(table)}
 
 
