@@ -69,7 +69,7 @@ TITLES = {
 }
 ONE_EPOCH = {  # of everything that is trained, at published sizes: epochs do not change the peak of memory
     "01_unet_segmentation.ipynb": {"size_schedule": [[128, 1]]},
-    "02_conditional_vae_mnist.ipynb": {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3},
+    "02_conditional_vae_mnist.ipynb": {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3, "guide_epochs": 3},
     "03_conditional_vae_cifar10.ipynb": {
         "plain_epochs": 1,
         "epochs": 1,

@@ -37,7 +37,13 @@ SMALL = {
         "base_channels": 4,
         "depth": 3,
     },
-    "02_conditional_vae_mnist.ipynb": {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3, "batch_size": 20},
+    "02_conditional_vae_mnist.ipynb": {
+        "epochs": 1,
+        "trial_epochs": 1,
+        "judge_epochs": 3,
+        "guide_epochs": 3,
+        "batch_size": 20,
+    },
     "03_conditional_vae_cifar10.ipynb": {
         "latent_size": 8,
         "hidden": 0,
