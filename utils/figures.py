@@ -297,7 +297,7 @@ def draw_unet(model: nn.Module, image_size: int, skips: bool = True) -> Figure:
         ax.annotate(text, (0.5, 0), xycoords=box, xytext=(0, -12), textcoords="offset points", **TEXT)
     pooled = isinstance(model.down_samplings[0], nn.MaxPool2d)
     transposed = isinstance(model.up_convolutions[0], nn.ConvTranspose2d)
-    key = {"each box: double convolution 3x3": BLACK, "head: 1x1 convolution": VERMILION}
+    key = {"each coloured box: double convolution 3x3": BLACK, "head: 1x1 convolution": VERMILION}
     key["contracting path: " + ("max pooling 2x2" if pooled else "strided convolution 3x3")] = BLUE
     key["expanding path: " + ("transposed convolution 2x2" if transposed else "bilinear upsampling")] = GREEN
     for index, (text, colour) in enumerate(key.items()):
