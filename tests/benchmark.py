@@ -68,15 +68,9 @@ TITLES = {
     "256": "U-Net, inference, 256 px",
 }
 ONE_EPOCH = {  # of everything that is trained, at published sizes: epochs do not change the peak of memory
-    "01_unet_segmentation.ipynb": {"size_schedule": [[128, 1]]},
-    "02_conditional_vae_mnist.ipynb": {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3, "guide_epochs": 3},
-    "03_conditional_vae_cifar10.ipynb": {
-        "plain_epochs": 1,
-        "epochs": 1,
-        "trial_images": 640,
-        "judge_epochs": 1,
-        "guide_epochs": 1,
-    },
+    run.UNET: {"size_schedule": [[128, 1]]},
+    run.MNIST: {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3, "guide_epochs": 3},
+    run.CIFAR10: {"plain_epochs": 1, "epochs": 1, "trial_images": 640, "judge_epochs": 1, "guide_epochs": 1},
 }
 KINDS = {  # of operations, by their names in torch
     "convolutions, forward": "aten::.*convolution",
@@ -154,8 +148,9 @@ def prepared(task: str, name: str, folder: Path, device: torch.device) -> tuple:
         return len(images), lambda: infer(model, images, name)
     size, count = BATCHES[task]
     if name == "naive":
-        files = {"unet": PetFiles, "mnist": Digits, "cifar10": Pictures}[task](folder)
-        loader = DataLoader(files, size, shuffle=True, drop_last=True)
+        files = {"unet": PetFiles, "mnist": partial(MNIST, transform=ToTensor())}
+        files["cifar10"] = lambda folder: ImageFolder(folder / "pictures", ToTensor())
+        loader = DataLoader(files[task](folder), size, shuffle=True, drop_last=True)
         return size * count, lambda: naive_epoch(model, loader, task)
     batches, optimiser = batches_of(task, size, count), optimiser_of(model, task)
     if name == "ceiling":
@@ -185,14 +180,11 @@ def model_of(task: str) -> nn.Module:
     return build_network(part, name, load_numbers(part)["recipe"])
 
 
-def adam(model: nn.Module, fused: bool | None = None) -> torch.optim.AdamW:
-    """AdamW at a rate that changes nothing much."""
-    return torch.optim.AdamW(model.parameters(), 1e-4, fused=fused)
-
-
 def optimiser_of(model: nn.Module, task: str) -> torch.optim.Optimizer:
     """The course's own for this network, at a rate that changes nothing much."""
-    return Muon(model.parameters(), 0.01, 0.9, 1e-3) if task == "unet" else adam(model, fused=True)
+    if task == "unet":
+        return Muon(model.parameters(), 0.01, 0.9, 1e-3)
+    return torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
 
 def loss_of(task: str):
@@ -217,7 +209,7 @@ def epoch(model: nn.Module, batches: Batches | Resident, task: str, optimiser: t
 
 def naive_epoch(model: nn.Module, loader: DataLoader, task: str) -> None:
     """One epoch in a loop as one writes it first."""
-    device, optimiser = next(model.parameters()).device, adam(model)
+    device, optimiser = next(model.parameters()).device, torch.optim.AdamW(model.parameters(), 1e-4)
     model.train()
     for images, targets in loader:
         images, targets = images.to(device), targets.to(device)
@@ -292,16 +284,6 @@ class PetFiles(Dataset):
         pair = self.augment(image=image, mask=trimap)
         pixels = (torch.from_numpy(pair["image"]).permute(2, 0, 1).float() - 127.5) / 63.75
         return pixels, foreground(torch.from_numpy(pair["mask"])[None]).float()
-
-
-def Digits(folder: Path) -> MNIST:  # noqa: N802 - stands for a class
-    """torchvision's MNIST, an image at a time."""
-    return MNIST(folder, transform=ToTensor())
-
-
-def Pictures(folder: Path) -> ImageFolder:  # noqa: N802
-    """A folder of pictures by class, decoded each time they are asked for."""
-    return ImageFolder(folder / "pictures", transform=ToTensor())
 
 
 # --- Arithmetic, start-up, memory -------------------------------------------------------------------------------------
@@ -380,19 +362,15 @@ def peak_memory() -> str:
     rows = [["real data, one epoch of each training", "peak memory, GiB"]]
     for notebook, values in ONE_EPOCH.items():
         with tempfile.TemporaryDirectory() as folder:
-            rows.append([notebook, f"{memory_of(notebook, values | {'pretrained': False, 'run_dir': folder}):.2f}"])
+            given = json.dumps(values | {"pretrained": False, "run_dir": folder})
+            program = [sys.executable, __file__, "notebook", notebook, given]
+            printed = subprocess.check_output(program, cwd=ROOT, stderr=subprocess.DEVNULL, text=True)
+            rows.append([notebook, f"{float(printed.splitlines()[-1]):.2f}"])
     return markdown_table(rows)
-
-
-def memory_of(notebook: str, values: dict) -> float:
-    """The largest resident set, in GiB, of all processes that a run of a notebook starts."""
-    program = [sys.executable, __file__, "notebook", notebook, json.dumps(values)]
-    return float(subprocess.check_output(program, cwd=ROOT, stderr=subprocess.DEVNULL, text=True).splitlines()[-1])
 
 
 def run_notebook(notebook: str, values: str) -> None:
     """Run it, and print the peak memory of its kernel."""
-    run.check_parameters(notebook, json.loads(values))
     run.execute(notebook, json.loads(values), ROOT / "runs" / "benchmark")
     print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20)
 

@@ -25,39 +25,16 @@ from tests.files import ONE_THREAD, idx, write_image
 from utils import standins
 from utils.data import CIFAR10_CLASSES
 from utils.files import LOCK, UNFINISHED, load_tensors
-from utils.results import ROOT
+from utils.run import CIFAR10, MNIST, ROOT, UNET
 
 FOLDER = ROOT / "runs" / "kills"
 KILLS_IN_A_ROW = 3  # of one run, before it may end
 SMALL = {
-    "01_unet_segmentation.ipynb": {
-        "image_size": 32,
-        "size_schedule": [[16, 1], [32, 1]],
-        "batch_size": 8,
-        "base_channels": 4,
-        "depth": 3,
-    },
-    "02_conditional_vae_mnist.ipynb": {
-        "epochs": 1,
-        "trial_epochs": 1,
-        "judge_epochs": 3,
-        "guide_epochs": 3,
-        "batch_size": 20,
-    },
-    "03_conditional_vae_cifar10.ipynb": {
-        "latent_size": 8,
-        "hidden": 0,
-        "base_channels": 4,
-        "plain_epochs": 1,
-        "epochs": 1,
-        "trial_images": 160,
-        "judge_channels": 8,
-        "judge_epochs": 2,
-        "guide_channels": 8,
-        "guide_epochs": 2,
-        "batch_size": 8,
-        "warmup_batches": 5,
-    },
+    UNET: {"image_size": 32, "size_schedule": [[16, 1], [32, 1]], "batch_size": 8, "base_channels": 4, "depth": 3},
+    MNIST: {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3, "guide_epochs": 3, "batch_size": 20},
+    CIFAR10: {"latent_size": 8, "hidden": 0, "base_channels": 4, "plain_epochs": 1, "epochs": 1, "trial_images": 160}
+    | {"judge_channels": 8, "judge_epochs": 2, "guide_channels": 8, "guide_epochs": 2}
+    | {"batch_size": 8, "warmup_batches": 5},
 }
 RUN = """
 import sys, json

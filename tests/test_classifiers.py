@@ -50,7 +50,7 @@ def test_a_judge_learns_to_read_and_is_measured_right():
     judge, batches = classifiers.build_digit_judge(), Batches(digits, 20, seed=0, augment=MNIST.digit_augmentation())
     assert classifiers.accuracy(judge, digits) < 0.3
     optimiser = torch.optim.AdamW(judge.train().parameters(), 3e-3)
-    for batch in (batch for epoch in range(8) for batch in batches.epoch(epoch)):
+    for batch in (batch for epoch in range(12) for batch in batches.epoch(epoch)):
         optimiser.zero_grad()
         classifier_loss(judge, batch)["loss"].backward()
         optimiser.step()

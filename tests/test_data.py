@@ -140,17 +140,6 @@ def test_the_second_load_reads_the_cache_and_a_changed_file_is_decoded_again(fol
     assert not torch.equal(LOADERS[name](name, folder).test.images, first.images)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered", "foreign"])
-def test_a_damaged_cache_is_named_and_rebuilt(folder, damage):
-    before = load_pets("oxford-iiit-pet", folder, SIZE).test
-    cache = folder / "cache" / f"oxford-iiit-pet-test-{SIZE}.pt"
-    content = cache.read_bytes()
-    altered = content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]
-    cache.write_bytes({"truncated": content[: len(content) // 2], "altered": altered, "foreign": b"no cache"}[damage])
-    with pytest.warns(UserWarning, match=f"oxford-iiit-pet-test-{SIZE}.pt is not used and will be rebuilt"):
-        assert torch.equal(load_pets("oxford-iiit-pet", folder, SIZE).test.images, before.images)
-
-
 def png(array):
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, "PNG")
@@ -165,7 +154,7 @@ DAMAGES = [  # set, file, what becomes of its bytes (None: it is deleted), messa
     ("oxford-iiit-pet", f"{PETS_ROOT}/annotations/test.txt", lambda _: b"\n", "test.txt is empty"),
     ("oxford-iiit-pet", f"{IMAGES}/Breed_trainval_3.jpg", None, "Breed_trainval_3.jpg is missing"),
     ("oxford-iiit-pet", f"{TRIMAPS}/Breed_test_5.png", None, "Breed_test_5.png is missing"),
-    ("oxford-iiit-pet", f"{IMAGES}/Breed_test_1.jpg", lambda _: b"", "Breed_test_1.jpg is empty"),
+    ("oxford-iiit-pet", f"{IMAGES}/Breed_test_1.jpg", lambda _: b"", "Breed_test_1.jpg cannot be read"),
     ("oxford-iiit-pet", f"{IMAGES}/Breed_test_2.jpg", lambda b: b[:-200], "Breed_test_2.jpg cannot be read"),
     ("oxford-iiit-pet", f"{IMAGES}/Breed_test_2.jpg", lambda _: HTML, "Breed_test_2.jpg cannot be read"),
     ("oxford-iiit-pet", f"{TRIMAPS}/Breed_trainval_0.png", lambda b: b[:60], "Breed_trainval_0.png cannot be read"),
@@ -182,7 +171,7 @@ DAMAGES = [  # set, file, what becomes of its bytes (None: it is deleted), messa
     ("cifar10", f"{CIFAR_ROOT}/train", None, "train holds 0 airplane, "),
     ("cifar10", f"{CIFAR_ROOT}/test/frog/0001.png", lambda b: b[:60], "frog/0001.png cannot be read"),
     ("cifar10", f"{CIFAR_ROOT}/test/frog/0001.png", lambda _: HTML, "frog/0001.png cannot be read"),
-    ("cifar10", f"{CIFAR_ROOT}/test/frog/0001.png", lambda _: b"", "frog/0001.png is empty"),
+    ("cifar10", f"{CIFAR_ROOT}/test/frog/0001.png", lambda _: b"", "frog/0001.png cannot be read"),
     (
         *("cifar10", f"{CIFAR_ROOT}/train/bird/0002.png", lambda _: png(np.zeros((32, 64, 3), np.uint8))),
         "bird/0002.png is 64 x 32 pixels, not 32 x 32",
@@ -600,7 +589,7 @@ def test_augmentation_moves_digits_and_keeps_their_form():
 
 
 def test_pictures_are_mirrored_and_shifted_by_whole_pixels():
-    split = load_pictures("stand-in", None).validation
+    split = Split(torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8), torch.zeros(32))
     before, after = (
         everything(Batches(split, 32, 7, augment))[0] for augment in (None, CIFAR10.picture_augmentation())
     )

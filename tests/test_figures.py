@@ -110,11 +110,15 @@ def test_no_text_of_a_u_net_is_cut_off_or_covers_anything(depth, side, skips):
 def check_layout(figure):
     """No text leaves the page, or meets another text, a picture or a box that is filled."""
     axes = figure.axes[0]
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
+    check_boxes(figure, texts(figure), [shape for shape in [*axes.patches, *axes.images] if is_filled(shape)])
+
+
+def check_boxes(figure, texts, shapes=()):
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
     for text, box in boxes:
         assert 0 <= box.x0 < box.x1 <= figure.bbox.x1, text
         assert 0 <= box.y0 < box.y1 <= figure.bbox.y1, text
-    boxes += [(shape, shape.get_window_extent()) for shape in [*axes.patches, *axes.images] if is_filled(shape)]
+    boxes += [(shape, shape.get_window_extent()) for shape in shapes]
     for (one, box), (other, neighbour) in combinations(boxes, 2):
         assert not (isinstance(one, str) and box.overlaps(neighbour)), (one, other)
 
@@ -159,13 +163,8 @@ def test_no_text_of_the_25_tiles_is_cut_off_or_covers_another():
     figure.canvas.draw()
     axes = [ax for tile in figure.axes for ax in (tile, *tile.child_axes)]
     texts = [text for ax in axes for text in (ax.title, ax.xaxis.label) if text.get_text()]
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
-    assert len(boxes) == 50
-    for text, box in boxes:
-        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1, text
-        assert 0 <= box.y0 < box.y1 <= figure.bbox.y1, text
-    for (one, box), (other, neighbour) in combinations(boxes, 2):
-        assert not box.overlaps(neighbour), (one, other)
+    assert len(texts) == 50
+    check_boxes(figure, texts)
 
 
 def test_a_figure_of_stand_in_data_says_so():
@@ -220,6 +219,12 @@ def test_the_first_epoch_may_lie_outside_but_not_of_the_kl_divergence():
     limits = [ax.get_ylim() for ax in figures.plot_elbo_curves({"plain": rows}, "mnist").axes]
     assert [low < 1 for low, _ in limits] == [True] * 3
     assert [high > 100 for _, high in limits] == [False, True, False]
+
+
+def test_the_epochs_on_the_axis_are_those_of_the_longest_training():
+    row = {f"{kind}{key}": 1.0 for kind in ("", "validation_") for key in ("reconstruction", "kl", "negative_elbo")}
+    for axes in figures.plot_elbo_curves({"long": [row] * 5, "short": [row] * 2}, "mnist").axes:
+        assert list(axes.get_xticks()) == [1, 2, 3, 4, 5]
 
 
 def test_the_curves_of_the_u_nets_are_those_of_their_panels():

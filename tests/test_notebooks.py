@@ -110,6 +110,8 @@ def test_a_published_notebook_shows_the_published_numbers_and_nothing_of_a_machi
     assert max(widths(text)) <= 5
     assert not [o for o in outputs(ROOT / notebook) if o.output_type == "error" or o.get("name") == "stderr"]
     assert not re.search(r"/(home|root|tmp|work|Users)/|[A-Z]:\\|\d(it|s)/(s|it)\b", text)
+    shown = json.dumps(outputs(ROOT / notebook))
+    assert not re.findall(r"""(?<=[ '"(])/(?:work|root|home|tmp|opt|Users)/[^ '"]+""", shown)
     content = nbformat.read(ROOT / notebook, as_version=4)
     assert not [part for part in [content, *content.cells] if {"papermill", "execution"} & part.metadata.keys()]
 
@@ -274,17 +276,9 @@ def test_a_notebook_opened_alone_clones_the_course(tmp_path):
     assert "set repo_url above to the address of this repository" in opened(empty, "").stderr
 
 
-@pytest.mark.parametrize("notebook", PARTS)
-def test_a_published_notebook_names_no_folder_of_the_machine_that_ran_it(notebook):
-    shown = [json.dumps(output) for cell in cells(ROOT / notebook) for output in cell.outputs]
-    assert shown
-    assert not re.findall(r"""(?<=[ '"(])/(?:work|root|home|tmp|opt|Users)/[^ '"]+""", " ".join(shown))
-
-
-@pytest.mark.parametrize("notebook", PARTS)
-def test_the_network_is_not_asked_for_another_albumentations(notebook):
-    """In a kernel that JupyterLab started, where no variable of ours is set."""
-    setup, imports = [c.source for c in cells(ROOT / notebook) if c.cell_type == "code"][1:3]
+def test_the_network_is_not_asked_for_another_albumentations():
+    """In a kernel that JupyterLab started, where no variable of ours is set; the set-up cells are all the same."""
+    setup, imports = [cell.source for cell in cells(ROOT / UNET)][1:3]
     program = "import sys, urllib.request\nurllib.request.build_opener = lambda *handlers: sys.exit('asked')\n"
     program += f"repo_url = ''\n{setup}\n{imports.split('run = start')[0]}"
     environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
@@ -650,10 +644,8 @@ def test_a_sweeps_scores_are_published(publish, tmp_path):
     published = results.load_numbers("unet_sweep", kept)
     assert {(row["variant"], row["seed"]): row["iou"] for row in published["rows"]} == scores
     assert (published["recipe"], published["seeds"]) == ("short", [0, 1])
-    row = published["variants"]["MP+Tr+BCE"]
-    assert row == {"iou_mean": 0.5, "iou_sd": pytest.approx(0.125**0.5)}  # of two numbers, half a unit apart
     tables = results.sweep_tables(published)
-    assert "| MP+Tr | 0.5000 ± 0.3536 | 0.5000 ± 0.0000 |" in tables["unet-seeds"]
+    assert "| MP+Tr | 0.5000 ± 0.3536 | 0.5000 ± 0.0000 |" in tables["unet-seeds"]  # half a unit apart: root of 1/8
     # With seed 0 one of four pairs falls by 0.25, with seed 1 one rises by that: the mean is 0.
     assert tables["unet-effects"].endswith("| BCE to Dice loss | −0.0625 | +0.0625 | +0.0000 ± 0.0625 |")
 

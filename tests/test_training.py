@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from tests.files import ROOT
 from utils import losses, training
@@ -95,6 +96,13 @@ def test_the_best_weights_are_kept(checkpoint):
     assert len({*weights}) == 4
 
 
+@pytest.mark.parametrize(("scores", "best"), [((math.nan, 0.5, 0.9), 2), ((0.5, math.nan, 0.4), 0)])
+def test_a_score_that_is_no_number_is_never_the_best(checkpoint, scores, best):
+    each = iter(scores)
+    _, result = train(checkpoint, epochs=3, score=lambda model: {"score": next(each)})
+    assert result.best_epoch == best
+
+
 def test_long_gradients_are_scaled_down(tmp_path):
     for longest in (1e-3, math.inf):
         model, _ = train(tmp_path / f"{longest}.pt", max_grad_norm=longest)
@@ -102,52 +110,30 @@ def test_long_gradients_are_scaled_down(tmp_path):
         assert (length <= 1.001e-3) == (longest == 1e-3)
 
 
-def test_with_a_momentum_it_is_muon_at_a_falling_rate(checkpoint, monkeypatch):
+@pytest.mark.parametrize("momentum", [0.8, None])
+def test_the_optimiser_is_muon_at_a_falling_rate_or_without_a_momentum_adamw_on_one_cycle(
+    checkpoint, monkeypatch, momentum
+):
     monkeypatch.setattr(training, "best_precision", lambda device: torch.float32)
-    recipe = {"momentum": 0.8, "weight_decay": 0.1, "epochs": 3, "settings": {}}
+    recipe = {"momentum": momentum, "weight_decay": 0.1, "epochs": 3}
     _, result = train(checkpoint, score=lambda model: {"score": -model.bias.item()}, **recipe)
     torch.manual_seed(0)
-    by_hand = nn.Linear(1, 1)
-    optimiser = Muon(by_hand.parameters(), lr=1e-2, momentum=0.8, weight_decay=0.1)
-    scores = []
+    by_hand, scores = nn.Linear(1, 1), []
+    if momentum:
+        optimiser = Muon(by_hand.parameters(), lr=1e-2, momentum=0.8, weight_decay=0.1)
+        schedule = LambdaLR(optimiser, lambda step: 1 - step / 15)
+    else:
+        optimiser = torch.optim.AdamW(by_hand.parameters(), 1e-2, weight_decay=0.1)
+        schedule = OneCycleLR(optimiser, 1e-2, 15, pct_start=0.2)
     for epoch in range(3):
         for step, batch in enumerate(Lines().epoch(epoch), start=5 * epoch):
-            optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / 15)
             optimiser.zero_grad()
             squared_error(by_hand, batch, step)["loss"].backward()
             optimiser.step()
+            schedule.step()
         scores.append(-by_hand.bias.item())
     assert [row["score"] for row in result.history] == pytest.approx(scores, rel=1e-5)
-    assert result.history[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)
-
-
-def test_without_a_momentum_it_is_adamw_on_one_cycle_by_hand(checkpoint, monkeypatch):
-    monkeypatch.setattr(training, "best_precision", lambda device: torch.float32)
-    _, result = train(checkpoint, epochs=3, weight_decay=0.1, score=lambda model: {"score": -model.bias.item()})
-    torch.manual_seed(0)
-    model, up, last, scores = nn.Linear(1, 1), 0.2 * 15 - 1, 14, []
-    first, second = ({p: torch.zeros_like(p) for p in model.parameters()} for _ in range(2))
-
-    def cosine(step, start, peak, end):  # a fifth of the steps up, the others down
-        a, b, share = (start, peak, step / up) if step <= up else (peak, end, (step - up) / (last - up))
-        return b + (a - b) * (1 + math.cos(math.pi * share)) / 2
-
-    for epoch in range(3):
-        for step, batch in enumerate(Lines().epoch(epoch), start=5 * epoch):
-            model.zero_grad()
-            squared_error(model, batch, step)["loss"].backward()
-            rate, beta = (
-                cosine(step, 4e-4, 1e-2, 4e-8),
-                cosine(step, 0.95, 0.85, 0.95),
-            )  # momentum, too
-            with torch.no_grad():
-                for p in model.parameters():
-                    first[p].mul_(beta).add_(p.grad, alpha=1 - beta)
-                    second[p].mul_(0.999).add_(p.grad**2, alpha=0.001)
-                    slope = second[p].div(1 - 0.999 ** (step + 1)).sqrt() + 1e-8
-                    p.mul_(1 - 0.1 * rate).sub_(rate * first[p] / (1 - beta ** (step + 1)) / slope)
-        scores.append(-model.bias.item())
-    assert [row["score"] for row in result.history] == pytest.approx(scores, rel=1e-5)
+    assert result.history[-1]["learning_rate"] == pytest.approx(schedule.get_last_lr()[0], abs=1e-9)
 
 
 def test_a_clock_set_back_changes_nothing(tmp_path, monkeypatch):

@@ -215,6 +215,7 @@ def plot_elbo_curves(histories: dict[str, list[dict]], dataset: str) -> Figure:
                 values = [row[prefix + key] for row in history]
                 curves[f"{model}, {kind}"] = (epochs, values, style | {"linestyle": line})
                 shown += values if key == "kl" else values[1:] or values
+        epochs = max((drawn for drawn, *_ in curves.values()), key=len)
         low, high, step = min(shown), max(shown), len(epochs) // 6 + 1
         limits = (low - 0.05 * (high - low) - 1e-9, high + 0.05 * (high - low) + 1e-9)
         labels = {"title": title, "xlabel": "epoch", "ylabel": "nats per image"}

@@ -222,11 +222,10 @@ def repeat_tables(repeats: dict) -> dict[str, str]:
 
 def sweep_tables(sweep: dict) -> dict[str, str]:
     """Part 1's eight variants over several seeds: mean and standard deviation of each, and each factor's effect."""
-    means = [["", "BCE", "Dice loss"]]
+    means, ious = [["", "BCE", "Dice loss"]], {(row["variant"], row["seed"]): row["iou"] for row in sweep["rows"]}
     for place in ("MP+Tr", "MP+Ups", "StrConv+Tr", "StrConv+Ups"):
-        rows = (sweep["variants"][f"{place}+{loss}"] for loss in ("BCE", "Dice"))
-        means.append([place, *map(with_deviation, rows)])
-    ious = {(row["variant"], row["seed"]): row["iou"] for row in sweep["rows"]}
+        each = ([ious[f"{place}+{loss}", seed] for seed in sweep["seeds"]] for loss in ("BCE", "Dice"))
+        means.append([place, *map(with_deviation, map(over_seeds, each))])
     effects = [["change in IoU", *(f"seed {seed}" for seed in sweep["seeds"]), "mean ± standard error"]]
     for title, before, after in FACTORS:
         of_seed = effect_by_seed(ious, before, after)

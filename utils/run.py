@@ -114,7 +114,7 @@ class Run:
             return results.load_weights(self.part, name, network), results.load_trainings(self.part)[name]
         settings = {"dataset": self.dataset, "seed": self.seed} | settings
         checkpoint = self.run_dir / f"{name}.pt"
-        training = fit(model, *arguments, checkpoint=checkpoint, settings=settings, label=name, **recipe)
+        training = fit(model, *arguments, checkpoint=checkpoint, settings=settings, **recipe)
         clear_output()  # the progress bar has done its work
         return network.eval(), training
 

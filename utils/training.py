@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from math import inf
+from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +66,6 @@ def fit(
     weight_decay: float,
     checkpoint: Path,
     settings: dict[str, Any],
-    label: str = "",
     max_grad_norm: float = inf,
     momentum: float | None = None,
 ) -> Training:
@@ -87,7 +86,6 @@ def fit(
         learning_rate: peak of the schedule.
         settings: what defines this training (variant, seed, sizes, ...): numbers, strings or lists. A checkpoint with
             others is refused.
-        label: name on the progress bar.
         max_grad_norm: longest gradient, all parameters together; a longer one is scaled down to it (Pascanu et al.
             2013, arXiv:1211.5063, algorithm 1).
 
@@ -112,7 +110,7 @@ def fit(
             part.load_state_dict(state[name])
         set_random_states(state["random_states"], device)
     done = len(state["history"])
-    with tqdm(total=steps, initial=done * len(batches), desc=label, leave=False, mininterval=1) as bar:
+    with tqdm(total=steps, initial=done * len(batches), desc=checkpoint.stem, leave=False, mininterval=1) as bar:
         for epoch in range(done, epochs):
             start = time.perf_counter()
             row, losses = train_epoch(model, batches, epoch, loss, optimiser, schedule, max_grad_norm, bar)
@@ -192,8 +190,8 @@ def refuse_divergence(model: nn.Module, losses: Tensor, epoch: int, checkpoint: 
 
 def record(state: dict, row: dict[str, float], seconds: float, model: nn.Module) -> None:
     """Add an epoch to the state; copy the weights if it is the best so far (the latest of equals)."""
-    best = state["best_epoch"]
-    if best < 0 or row["score"] >= state["history"][best]["score"]:
+    best = state["history"][state["best_epoch"]]["score"] if state["history"] else nan
+    if isnan(best) or row["score"] >= best:
         state["best_epoch"] = len(state["history"])
         state["best_model"] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     state["history"].append(row)
