@@ -192,7 +192,7 @@ def read_image_folder(root: Path, part: str) -> Split:
 
 
 def decoded(root: Path, part: str, items: list[tuple[Path, ...]], side: int) -> Tensor:
-    """Each item by `decode`, stacked: from the cache if files of the same sizes made it, else in parallel."""
+    """Each item by `decode`, stacked: from the cache if it was made of files of the same sizes, else decoded anew."""
     files = [path for item in items for path in item]
     sizes = [path.stat().st_size for path in files]
 

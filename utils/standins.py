@@ -98,5 +98,5 @@ def draw_letter(number: int, rng: Generator) -> tuple[np.ndarray, int]:
     ground = texture(rng.uniform(40, 215, (2, 2, 3)).astype(np.float32), 128, 25, rng)
     contrast = rng.choice([-1, 1]) * rng.uniform(85, 125) + rng.uniform(-40, 40, 3)
     letter = draw_character(LETTERS[number % 10], rng, 84, 22)
-    colour = np.zeros_like(ground) + (ground.mean((0, 1)) + contrast).clip(0, 255)
-    return shrink(cv2.copyTo(np.float32(colour), letter, ground), 32), number % 10
+    colour = np.full_like(ground, (np.array(cv2.mean(ground)[:3]) + contrast).clip(0, 255))
+    return shrink(cv2.copyTo(colour, letter, ground), 32), number % 10
