@@ -69,7 +69,7 @@ TITLES = {
 }
 ONE_EPOCH = {  # of everything that is trained, at published sizes: epochs do not change the peak of memory
     run.UNET: {"size_schedule": [[128, 1]]},
-    run.MNIST: {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3, "guide_epochs": 3},
+    run.MNIST: {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3},
     run.CIFAR10: {"plain_epochs": 1, "epochs": 1, "trial_images": 640, "judge_epochs": 1, "guide_epochs": 1},
 }
 KINDS = {  # of operations, by their names in torch

@@ -31,7 +31,7 @@ FOLDER = ROOT / "runs" / "kills"
 KILLS_IN_A_ROW = 3  # of one run, before it may end
 SMALL = {
     UNET: {"image_size": 32, "size_schedule": [[16, 1], [32, 1]], "batch_size": 8, "base_channels": 4, "depth": 3},
-    MNIST: {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3, "guide_epochs": 3, "batch_size": 20},
+    MNIST: {"epochs": 1, "trial_epochs": 1, "judge_epochs": 3, "batch_size": 20},
     CIFAR10: {"latent_size": 8, "hidden": 0, "base_channels": 4, "plain_epochs": 1, "epochs": 1, "trial_images": 160}
     | {"judge_channels": 8, "judge_epochs": 2, "guide_channels": 8, "guide_epochs": 2}
     | {"batch_size": 8, "warmup_batches": 5},

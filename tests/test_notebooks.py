@@ -485,7 +485,7 @@ def test_a_checkpoint_of_the_label_following_model_knows_how_its_guide_was_train
     common |= dict.fromkeys(unused, 1) | {"common": {}, "SIZES": {}, "RECIPE": {}, "device": "cpu", "base_channels": 8}
     split, teachers = Split(torch.zeros(8, 3, 32, 32), torch.zeros(8)), SimpleNamespace(noise=0.4)
     calls = [
-        (digits["train"], ("name", "both", 1, (2.0, 1.0)), ["guide_epochs"]),
+        (digits["train"], ("name", "both", 1, (2.0, 1.0)), ["judge_epochs"]),
         (pictures["train_following"], ("name", teachers, {}, split, 1), sizes),
     ]
     for train, arguments, names in calls:

@@ -38,7 +38,7 @@ QUICK = {
     | {"image_size": 64, "size_schedule": [[64, 4]], "base_channels": 8, "batch_size": 32}
     | {"learning_rate": 0.12, "run_dir": "runs/quick/unet"},  # few and short epochs need longer steps
     MNIST: STAND_IN
-    | {"base_channels": 8, "epochs": 8, "trial_epochs": 1, "judge_epochs": 5, "guide_epochs": 5, "batch_size": 64}
+    | {"base_channels": 8, "epochs": 8, "trial_epochs": 1, "judge_epochs": 5, "batch_size": 64}
     | {"learning_rate": 8e-3, "run_dir": "runs/quick/cvae_mnist"},
     CIFAR10: STAND_IN
     | {"latent_size": 16, "hidden": 0, "base_channels": 8, "plain_epochs": 3, "epochs": 5, "trial_images": 320}
