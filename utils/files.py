@@ -93,7 +93,8 @@ def folder_lock(folder: Path, patience: float = -1) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=patience)
         for left in [*folder.glob(f"**/{UNFINISHED}*")]:
-            if next(place for place in left.parents if (place / LOCK).exists()) == folder:  # else of a run further down
+            below = (place for place in left.parents if folder in place.parents)
+            if not any((place / LOCK).exists() for place in below):  # of a run further down, it is that one's
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
     except Timeout:
         remedy = "wait for its end (or shut its notebook down), or choose another run_dir"

@@ -222,7 +222,8 @@ def repeat_tables(repeats: dict) -> dict[str, str]:
 
 def sweep_tables(sweep: dict) -> dict[str, str]:
     """Part 1's eight variants over several seeds: mean and standard deviation of each, and each factor's effect."""
-    means, ious = [["", "BCE", "Dice loss"]], {(row["variant"], row["seed"]): row["iou"] for row in sweep["rows"]}
+    ious = {(row["variant"], row["seed"]): row["iou"] for row in sweep["rows"]}
+    means = [["", "BCE", "Dice loss"]]
     for place in ("MP+Tr", "MP+Ups", "StrConv+Tr", "StrConv+Ups"):
         each = ([ious[f"{place}+{loss}", seed] for seed in sweep["seeds"]] for loss in ("BCE", "Dice"))
         means.append([place, *map(with_deviation, map(over_seeds, each))])
