@@ -73,7 +73,7 @@ def torment(notebook: str, kills: int, folder: Path, seed: int = 0) -> str:
             hit.append(state(broken))
         finish(notebook, broken)
         assert written(broken / "run" / "results") == expected, f"{broken}: other numbers than {folder / 'unbroken'}"
-        assert not list((broken / "run").glob(f"**/{UNFINISHED}*")), f"{broken} holds unfinished files"
+        assert not list(broken.glob(f"**/{UNFINISHED}*")), f"{broken} holds unfinished files"
     met = ", ".join(f"{what} {hit.count(what)}" for what in sorted(set(hit)))
     killed = f"{runs} runs killed {len(hit)} times (had come to: {met})"
     return f"{notebook}: unbroken in {length:.0f} s; {killed}; same numbers, no damaged file"

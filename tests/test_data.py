@@ -5,6 +5,7 @@ import random
 import shutil
 import struct
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from zlib import crc32
@@ -149,6 +150,15 @@ def png(array):
 HTML = b"<html>404 Not Found</html>" * 100
 PETS_ROOT, MNIST_ROOT, CIFAR_ROOT = ROOTS.values()
 IMAGES, TRIMAPS = f"{PETS_ROOT}/images", f"{PETS_ROOT}/annotations/trimaps"
+
+
+def in_mode(mode, content):
+    """The bytes of a PNG in another mode of Pillow's, its values unchanged."""
+    values = np.array(Image.open(io.BytesIO(content)))
+    values = np.dstack([values] * 3) if mode == "RGB" else values.astype(np.uint16)
+    return png(values)
+
+
 DAMAGES = [  # set, file, what becomes of its bytes (None: it is deleted), message
     ("oxford-iiit-pet", f"{PETS_ROOT}/annotations", None, "trainval.txt is missing"),
     ("oxford-iiit-pet", f"{PETS_ROOT}/annotations/test.txt", lambda _: b"\n", "test.txt is empty"),
@@ -165,6 +175,15 @@ DAMAGES = [  # set, file, what becomes of its bytes (None: it is deleted), messa
     (
         *("oxford-iiit-pet", f"{TRIMAPS}/Breed_test_4.png", lambda _: png(np.ones((20, 20), np.uint8))),
         r"Breed_test_4.png is \(20, 20\), its image \(20, 24\)",
+    ),
+    *(
+        (
+            "oxford-iiit-pet",
+            f"{TRIMAPS}/Breed_test_4.png",
+            partial(in_mode, mode),
+            f"Breed_test_4.png has the mode {mode}",
+        )
+        for mode in ("RGB", "I;16")
     ),
     ("cifar10", f"{CIFAR_ROOT}/test/dog", None, "test holds 2 airplane, .* 0 dog, .*; each class must have as many"),
     ("cifar10", f"{CIFAR_ROOT}/train/ship/0001.png", None, "train holds 4 airplane, .* 3 ship, 4 truck; each class"),
@@ -332,15 +351,18 @@ def test_a_mutated_picture_is_read_or_named(tmp_path_factory, form, seed):
     Image.fromarray(PHOTOGRAPH).save(picture, form, exif=exif)
     picture.write_bytes(mutated(picture.read_bytes(), seed))
     trimap.write_bytes(mutated(png(TRIMAP), seed + 1) if seed % 2 else png(TRIMAP))
-    for read in (
-        lambda: data.open_rgb(picture),
-        lambda: MNIST.load_digit(picture),
-        lambda: data.decode(SIZE, (picture, trimap)),
+    for read, shape in (
+        (lambda: torch.from_numpy(np.array(data.open_rgb(picture))), (3,)),
+        (lambda: MNIST.load_digit(picture), (28, 28)),
+        (lambda: data.decode(SIZE, (picture, trimap)), (4, SIZE, SIZE)),
     ):
         try:
-            read()
+            pixels = read()
         except DataError as error:
             assert str(picture.parent) in str(error)  # noqa: PT017 - most mutated files can still be read
+        else:
+            assert pixels.shape[-len(shape) :] == shape
+            assert pixels.dtype == torch.uint8
 
 
 @given(st.integers(0, 10**6))
@@ -617,7 +639,8 @@ def test_augmentation_keeps_shapes_and_the_values_of_a_trimap(height, width):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"batch_size": size}, f"batch_size={size}: must be from 1 to 10") for size in (0, 11, 2.5, None)]
+    [({"batch_size": 11}, "batch_size=11: must be 10 or less")]
+    + [({"batch_size": size}, f"batch_size={size}: must be an integer of 1") for size in (0, 2.0, 2.5, True, None)]
     + [({"sizes": [16, size]}, rf"sizes\[1\]={size}: must be an integer of 1") for size in (0, -1, 2.5, None)],
 )
 def test_batches_refuse_what_cannot_be(changes, message):

@@ -95,7 +95,7 @@ def test_a_step_of_the_label_following_digit_vae(gpu, monkeypatch):
 def test_a_step_of_the_label_following_picture_vae(gpu, monkeypatch):
     with gpu:
         vae, guide = build_picture_vae(8, 8, "decoder", 16), build_picture_guide(8)
-        models = nn.ModuleDict({"vae": vae, "discriminator": CIFAR10.Discriminator(3, 8)})
+        models = nn.ModuleDict({"vae": vae, "discriminator": CIFAR10.Discriminator(8)})
     monkeypatch.setitem(CIFAR10.guide_loss.__globals__, "random_shift", lambda images: images)  # draws on the CPU
     exemplars = object.__new__(CIFAR10.Exemplars)  # they were chosen before the step
     exemplars.images, exemplars.layouts = torch.zeros(10, 8, 3, 32, 32, device=gpu), torch.zeros(10, 8, 48, device=gpu)

@@ -282,7 +282,7 @@ def setting(count=16):
     vae = ConditionalVAE((3, 32, 32), 10, 4, 4, 3, "decoder", "gaussian")
     guide = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).requires_grad_(False)
     split = Split(torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), torch.arange(16) % 10)
-    models = nn.ModuleDict({"vae": vae, "discriminator": CIFAR10.Discriminator(3, 4)})
+    models = nn.ModuleDict({"vae": vae, "discriminator": CIFAR10.Discriminator(4)})
     return (
         models,
         (split.images[:count], split.targets[:count]),

@@ -256,7 +256,9 @@ def test_realism_of_real_images_of_a_template_and_of_images_half_as_varied():
 
 def test_the_spread_within_a_class_by_hand():
     features = torch.tensor([[0.0, 0], [3, 4], [0, 0], [9, 9], [9, 10]])
-    assert metrics.spread(features, torch.tensor([0, 0, 0, 1, 1])) == pytest.approx(((5 + 0 + 5) / 3 + 1) / 2)
+    assert metrics.mean_pairwise_distance(features, torch.tensor([0, 0, 0, 1, 1])) == pytest.approx(
+        ((5 + 0 + 5) / 3 + 1) / 2
+    )
 
 
 def test_a_linear_probe_reads_noise_by_chance_and_the_label_for_certain():
@@ -266,11 +268,11 @@ def test_a_linear_probe_reads_noise_by_chance_and_the_label_for_certain():
         assert share == pytest.approx(expected, abs=0.04 if expected < 1 else 0)
 
 
-def test_linear_discriminants_show_what_the_other_directions_hide():
+def test_the_plane_of_the_discriminants_shows_what_the_other_directions_hide():
     labels, codes = torch.arange(600) % 3, 0.1 * torch.randn(600, 5)
     codes[:, 1:3] += torch.tensor([[0.0, 1.0], [0.9, -0.5], [-0.9, -0.5]])[labels]  # corners of a triangle
     codes[:, 0] *= 100  # large, and says nothing
-    plane = metrics.linear_discriminants(codes, labels)
+    plane = metrics.project_on_discriminants(codes, labels)
     assert plane.shape == (600, 2)
     centres = torch.stack([plane[labels == label].mean(0) for label in range(3)])
     assert (torch.cdist(plane, centres).argmin(1) == labels).all()
@@ -324,7 +326,7 @@ def test_bits_per_dimension_against_a_gaussian_cut_into_256_levels():
     share = gaussian.cdf(levels + 1 / 512) - gaussian.cdf(levels - 1 / 512)
     entropy = -torch.special.xlogy(share, share).sum() / share.sum() / math.log(2)
     nats = 0.5 * math.log(2 * math.pi * math.e * 0.07**2)  # minus the expected log-density of one number
-    assert CIFAR10.bits_per_dimension(3 * nats, 3) == pytest.approx(entropy.item(), abs=0.01)
+    assert CIFAR10.bits_per_dimension(3072 * nats) == pytest.approx(entropy.item(), abs=0.01)
 
 
 def test_specks_are_ink_apart_from_the_largest_piece_by_hand():

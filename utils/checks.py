@@ -15,7 +15,7 @@ def check_integers(minimum: int = 1, **numbers: Any) -> None:
 
 
 def check_same_shape(**tensors: Tensor) -> None:
-    """Refuse two shapes that broadcasting would silently accept."""
+    """Refuse two shapes that differ, where broadcasting might silently accept them."""
     (first, one), (second, other) = tensors.items()
     if one.shape != other.shape:
         raise ValueError(f"{first} have shape {tuple(one.shape)}, {second} {tuple(other.shape)}: they must be equal")

@@ -58,7 +58,7 @@ class ShiftNorm(nn.BatchNorm2d):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Of images (N, C, H, W), each channel with mean 8 * shift and deviation 1."""
+        """Of images (N, C, H, W): in training, each channel with mean 8 * shift and deviation 1."""
         statistics = self.running_mean, self.running_var
         return F.batch_norm(images, *statistics, None, 8 * self.shift, self.training, self.momentum, self.eps)
 

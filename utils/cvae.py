@@ -71,6 +71,7 @@ class ConditionalVAE(nn.Module):
             raise ValueError(f"{label_to=}, {likelihood=}: choose from {LABEL_TO} and {LIKELIHOODS}")
         check_integers(classes=classes, latent_size=latent_size, base_channels=base_channels, depth=depth)
         check_integers(0, hidden=hidden)
+        check_integers(**dict(zip(("channels", "height", "width"), image_shape)))
         if any(side % 2**depth for side in image_shape[1:]):
             raise ValueError(f"images of shape {image_shape} cannot be halved {depth} times (depth)")
         self.image_shape, self.classes, self.latent_size = tuple(image_shape), classes, latent_size
@@ -103,6 +104,8 @@ class ConditionalVAE(nn.Module):
         """Mean and log-variance of q(z | image, label), each (N, latent_size); arguments and errors as in forward."""
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"images have shape {tuple(images.shape)}, expected (N, *{self.image_shape})")
+        if not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}, expected numbers from 0 to 1: see to_unit")
         check_range("images", images, 0, 1)
         features = self.encoder(images)  # (N, deepest channels * H / 2^depth * W / 2^depth)
         if self.encoder_sees_label:
@@ -111,7 +114,7 @@ class ConditionalVAE(nn.Module):
         return mean, log_variance
 
     def reparameterise(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """A draw z = mean + standard deviation * noise, through which gradients flow (section 2.4 of the paper)."""
+        """A draw z = mean + deviation * noise, (N, latent_size), by which gradients flow (section 2.4 of the paper)."""
         return mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
 
     def decode(self, codes: Tensor, labels: Tensor) -> Tensor:

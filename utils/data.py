@@ -90,7 +90,8 @@ def load_pictures(dataset: str, data_dir: Path) -> Dataset:
     """Small RGB photographs, 32 x 32 pixels: "cifar10", or "stand-in" (coloured letters); as `load_pets`.
 
     The image folder `data_dir/cifar10/{train,test}/<class>/` is read where there is one, else torchvision's download.
-    Both give the same splits in the same order if the folder's files are numbered in the order of the download.
+    Both give the same splits in the same order if the folder's files are numbered, with leading zeros, in the order of
+    the download.
     """
     if dataset != "cifar10":
         return stand_in(dataset, "cifar10", standins.LETTERS, standins.letters, STANDIN_LABELLED)
@@ -125,6 +126,8 @@ def hold_out(classes: tuple[str, ...], training: Split, test: Split) -> Dataset:
     """The official splits, with the same tenth of the training images, at most 5,000, set aside in every run."""
     count = len(training.images)
     held_out = min(5_000, count // 10)
+    if not held_out:
+        raise DataError(f"there are {count} training images, and 10 are needed at the least")
     if classes:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED))
         train, validation = order[held_out:], order[:held_out]
@@ -144,7 +147,7 @@ def channels_first(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.reshape(*array.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
 
 
-def download(root: Path, data_dir: Path, fetch: Callable[[Path], Any]) -> None:
+def download(root: Path, data_dir: Path, fetch: Callable[[str], Any]) -> None:
     """Let `fetch` fill a folder, and move the data set from there to `root`, so that it is whole or absent."""
     with folder_lock(data_dir / "cache"), TemporaryDirectory(prefix=UNFINISHED, dir=data_dir / "cache") as fresh:
         if not root.exists():  # another process may have been faster
@@ -211,6 +214,8 @@ def decode(side: int, paths: tuple[Path, ...]) -> Tensor:
         raise DataError(f"{paths[0]} is {image.size[0]} x {image.size[1]} pixels, not {side} x {side}")
     layers = [image.convert("RGB").resize((side, side), Image.BILINEAR)]
     for trimap in trimaps:
+        if trimap.mode not in ("L", "P"):
+            raise DataError(f"{paths[1]} has the mode {trimap.mode}, a trimap has one byte for each pixel (L or P)")
         if trimap.size != image.size:
             raise DataError(f"{paths[1]} is {trimap.size}, its image {image.size}")
         if not {*(values := np.unique(trimap).tolist())} <= {PET, BACKGROUND, BORDER}:  # resizing may skip pixels
@@ -279,14 +284,15 @@ class Batches:
     """Shuffled batches. They depend on seed and epoch alone, so that training resumes exactly.
 
     Each image comes once an epoch, augmented with its trimap; a last incomplete batch is dropped. `sizes` are the sides
-    in pixels, epoch by epoch. ValueError for too small a split, or a side that is no positive integer.
+    in pixels, epoch by epoch. ValueError for too small a split, or a batch size or side that is no positive integer.
     """
 
     def __init__(
         self, split: Split, batch_size: int, seed: int, augment: A.Compose | None = None, sizes: Sequence[int] = ()
     ):
-        if batch_size not in range(1, len(split.images) + 1):
-            raise ValueError(f"batch_size={batch_size}: must be from 1 to {len(split.images)}, the images there are")
+        check_integers(batch_size=batch_size)
+        if batch_size > len(split.images):
+            raise ValueError(f"batch_size={batch_size}: must be {len(split.images)} or less, the images there are")
         check_integers(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
         self.split, self.batch_size, self.seed, self.augment, self.sizes = split, batch_size, seed, augment, sizes
 

@@ -1,4 +1,4 @@
-"""Every figure of the course: plots of data and results, and drawings of the networks. Nothing is computed here.
+"""Every figure of the course: plots of data and results, and drawings of the networks.
 
 Colours are those of Okabe and Ito (2008), which readers with any common colour vision tell apart. In a drawing one data
 unit is one inch on the page, so that a label that clears its neighbours in one figure clears them in every other.

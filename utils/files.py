@@ -92,10 +92,7 @@ def folder_lock(folder: Path, patience: float = -1) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=patience)
-        for left in [*folder.glob(f"**/{UNFINISHED}*")]:
-            below = (place for place in left.parents if folder in place.parents)
-            if not any((place / LOCK).exists() for place in below):  # of a run further down, it is that one's
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        delete_unfinished(folder)
     except Timeout:
         remedy = "wait for its end (or shut its notebook down), or choose another run_dir"
         raise StorageError(f"{folder} is in use by another run: {remedy}") from None
@@ -106,6 +103,15 @@ def folder_lock(folder: Path, patience: float = -1) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def delete_unfinished(folder: Path) -> None:
+    """Delete what killed processes have left in a folder that is held, except in folders below that have locks."""
+    for left in [*folder.glob(f"**/{UNFINISHED}*")]:
+        below = (place for place in left.parents if folder in place.parents)
+        if not any((place / LOCK).exists() for place in below):  # of a run further down, it is that one's
+            with suppress(OSError):  # what cannot be deleted does no harm
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def lock_run_dir(folder: Path) -> Path:

@@ -43,11 +43,13 @@ def predict_two_views(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]
 def confusion(predicted: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
     """Pixel counts of each image, int64 (N, 4): true positives, false positives, false negatives, true negatives.
 
-    All masks are bool (N, ...) of one shape, or ValueError is raised; `counted` is False for pixels to leave out.
+    All masks are bool (N, ...) of one shape, else ValueError is raised; `counted` is False for pixels to leave out.
     """
     counted = torch.ones_like(target) if counted is None else counted
     check_same_shape(predicted=predicted, target=target)
     check_same_shape(counted=counted, target=target)
+    if {predicted.dtype, target.dtype} != {torch.bool}:
+        raise ValueError(f"masks are {predicted.dtype} and {target.dtype}, expected torch.bool: set a threshold")
     return in_parts(count_cells, predicted, target, counted, size=256)  # to add up bools, torch makes an int64 of each
 
 
@@ -156,7 +158,8 @@ def label_following(
         Shares in 0..1 over the 9 N wrong pairs: `wrong_label_agreement` (literal: the judge reads the label sent),
         `swap_agreement`, `true_class_agreement` (literal: it still reads the true class) and `source_retrieval` (see
         `retrieved`). Over the N right ones: `right_label_agreement`. And for each attribute `..._correlation`: its rank
-        correlation between source and output (literal), mean over the labels sent, in -1..1.
+        correlation between source and output (literal), mean over the labels sent, in -1..1. With a guide also
+        `guide_agreement`: the share of the wrong pairs of which it reads the label sent.
     """
     check_labels(labels, len(images), CLASSES)
     true_codes, rows = encode(model, images, labels), {}
@@ -195,7 +198,7 @@ def retrieved(codes: Tensor, sources: Tensor) -> Tensor:
     the same label, so that the label gives nothing away. Both are (N, latent size), N a multiple of 100.
     """
     check_same_shape(codes=codes, sources=sources)
-    if len(codes) % 100:
+    if not len(codes) or len(codes) % 100:
         raise ValueError(f"{len(codes)} images: source retrieval needs a multiple of 100")
     hundreds = (part.unflatten(0, (-1, 100)) for part in (codes, sources))  # (N / 100, 100, latent size)
     nearest = torch.cdist(*hundreds).argmin(dim=2)  # (N / 100, 100)
@@ -229,7 +232,8 @@ def realism(made: Tensor, sent: Tensor, real: Tensor, labels: Tensor) -> dict[st
         `frechet`, see `frechet_distance`: 0 if mean and covariance are equal; and `diversity`, the mean Euclidean
         distance of two outputs that were sent as one class, over that of two real images of a class.
     """
-    return {"frechet": frechet_distance(made, real), "diversity": spread(made, sent) / spread(real, labels)}
+    diversity = mean_pairwise_distance(made, sent) / mean_pairwise_distance(real, labels)
+    return {"frechet": frechet_distance(made, real), "diversity": diversity}
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -244,12 +248,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return max(0.0, distance.item())  # of equal sets, rounding leaves a number on either side of 0
 
 
-def spread(features: Tensor, labels: Tensor) -> float:
+def mean_pairwise_distance(features: Tensor, labels: Tensor) -> float:
     """Mean Euclidean distance of two rows of features (N, K) with the same label, and of that the mean over labels."""
     return torch.stack([F.pdist(features[labels == label]).mean() for label in labels.unique()]).mean().item()
 
 
-def linear_discriminants(codes: Tensor, labels: Tensor) -> Tensor:
+def project_on_discriminants(codes: Tensor, labels: Tensor) -> Tensor:
     """Codes (N, K) on the plane where the classes lie farthest apart, in units of the deviation: float64 (N, 2).
 
     The first two linear discriminants (Fisher 1936), with every class counted alike.

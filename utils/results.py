@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.classifiers import build_digit_guide, build_digit_judge, build_picture_guide, build_picture_judge
 from utils.cvae import build_digit_vae, build_picture_vae
-from utils.files import load_tensors, save_json, save_tensors, write_atomically
+from utils.files import DamagedFileError, load_tensors, save_json, save_tensors, write_atomically
 from utils.metrics import effect_by_seed
 from utils.training import Training
 from utils.unet import build_unet
@@ -70,7 +70,8 @@ def load_network(part: str, name: str) -> nn.Module:
     """A published network with its weights, in evaluation mode, on the CPU.
 
     Part "unet" has the four variants, such as "MP+Tr+BCE"; "cvae_mnist" and "cvae_cifar10" have "plain",
-    "label_following", "judge" and "guide". PublishedError if there is no such network, or its file is missing.
+    "label_following", "judge" and "guide". PublishedError if there is no such network, or its file is missing or
+    damaged.
     """
     recipe, names = load_numbers(part)["recipe"], list(load_trainings(part))
     if name not in names:
@@ -95,14 +96,15 @@ def build_network(part: str, name: str, recipe: dict) -> nn.Module:
 def load_weights(part: str, name: str, model: nn.Module, folder: Path | None = None) -> nn.Module:
     """The model with its published weights, in evaluation mode.
 
-    PublishedError if they are missing, or those of a network of another size; DamagedFileError if they are damaged.
+    PublishedError if they are missing or damaged, or those of a network of another size.
     """
     path = (folder or RESULTS) / f"{part}_{name}.pt"
     if not path.is_file():
         raise PublishedError(f"{path} is missing: {REMEDY}")
-    weights = load_tensors(path)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(load_tensors(path))
+    except DamagedFileError as error:
+        raise PublishedError(f"{path} is damaged: {REMEDY}") from error
     except RuntimeError as error:
         raise PublishedError(f"{path} is of a network of another size: {REMEDY}") from error
     return model.eval()

@@ -9,12 +9,14 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
-from math import inf
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -26,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from utils import figures, results
-from utils.files import UNFINISHED, lock_run_dir, save_json
+from utils.files import lock_run_dir, save_json, write_atomically
 from utils.results import NOTEBOOKS, ROOT, PublishedError
 from utils.training import Training, best_device, best_precision, fit
 
@@ -48,6 +50,7 @@ QUICK = {
 }
 NOT_RECIPE = ("dataset", "pretrained", "image_size", "variants", "seed")  # what is run, not how it is trained
 NOT_RECIPE += ("image_folder", "digit_image", "run_dir", "repo_url")
+LARGEST = 2**32 - 1  # of a parameter; seeds of epochs are made of larger multiples, which have to fit in 64 bits
 
 
 class ParameterError(ValueError):
@@ -65,8 +68,9 @@ def defaults(notebook: str) -> dict[str, Any]:
 
 
 def check_parameters(notebook: str, values: dict[str, Any]) -> None:
-    """Refuse values of another kind than the default, numbers below 0, NaN and infinity; ignore other names."""
-    kinds = {bool: "true or false", int: "a whole number of 0 or more", float: "a number of 0 or more", str: "text"}
+    """Refuse values of another kind than the default, numbers below 0 or too large, and NaN; ignore other names."""
+    numbers = f"from 0 to {LARGEST:,}"
+    kinds = {bool: "true or false", int: f"a whole number {numbers}", float: f"a number {numbers}", str: "text"}
     for name, default in defaults(notebook).items():
         if name in values and not same_kind(values[name], default):
             kind = kinds.get(type(default), "a list of the same form")
@@ -81,7 +85,7 @@ def same_kind(value: Any, default: Any) -> bool:
         return alike and all(len(part) == len(default[0]) for part in value if isinstance(part, list))
     if isinstance(default, str):
         return isinstance(value, str)
-    return type(value) in (type(default), int if type(default) is float else None) and 0 <= value < inf
+    return type(value) in (type(default), int if type(default) is float else None) and 0 <= value <= LARGEST
 
 
 # --- In a notebook ----------------------------------------------------------------------------------------------------
@@ -128,7 +132,8 @@ class Run:
         """Write numbers, trainings and weights to results_dir; the numbers, with seed, recipe and versions added."""
         versions = {"python": platform.python_version(), "torch": torch.__version__, "device": self.device.type}
         seconds = {name: sum(training.seconds) for name, training in trainings.items()}
-        about = {"seed": self.seed, "recipe": self.recipe, "seconds": seconds, "versions": versions}
+        seed = self.published.get("seed", self.seed)  # of the networks
+        about = {"seed": seed, "recipe": self.recipe, "seconds": seconds, "versions": versions}
         numbers = {"dataset": self.dataset} | numbers | about
         trainings = {name: trainings[name] for name in networks}
         results.save_results(self.results_dir, self.part, numbers, trainings, networks)
@@ -195,15 +200,15 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m utils.run", description="Run the notebooks, in batch.")
-    parser.add_argument("notebooks", nargs="*", default=list(QUICK), help=f"by default all: {list(QUICK)}")
+    parser.add_argument("notebooks", nargs="*", default=list(PARTS), help=f"by default all: {list(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="drawn stand-in data and small models: a few minutes")
     pair = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     parser.add_argument("-p", "--parameter", **pair, help="a notebook's parameter; VALUE is JSON or plain text")
     parser.add_argument("--sweep", action="store_true", help="each VALUE is a list: run all combinations, with Dask")
     parser.add_argument("--scheduler", help="address of a Dask scheduler; by default a worker for each core, here")
     options = parser.parse_args(arguments)
-    if unknown := [name for name in options.notebooks if name not in QUICK]:
-        parser.error(f"no such notebook: {unknown}; choose from {list(QUICK)}")
+    if unknown := [name for name in options.notebooks if name not in PARTS]:
+        parser.error(f"no such notebook: {unknown}; choose from {list(PARTS)}")
     if options.scheduler and not options.sweep:
         parser.error("--scheduler is for a --sweep")
     return options
@@ -212,12 +217,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def parameters_for(name: str, options: argparse.Namespace) -> list[dict]:
     """The parameters of each run: quick values first, the command line's over them, as far as this notebook knows them.
 
-    ParameterError for one that no notebook knows (a misspelt one would be ignored), or a value that makes no sense.
+    ParameterError for one that none of them knows (a misspelt one would be ignored), or a value that makes no sense.
     """
     known = set().union(*map(defaults, options.notebooks))
     if unknown := sorted(dict(options.parameter).keys() - known):
         there = f"there are: {', '.join(sorted(known))}"
-        raise ParameterError(f"no notebook has the parameter {', '.join(unknown)}; {there}")
+        raise ParameterError(f"none of the notebooks to run has the parameter {', '.join(unknown)}; {there}")
     given = {key: value_of(text) for key, text in options.parameter if key in defaults(name)}
     if options.sweep and "run_dir" in given:
         raise ParameterError("run_dir: in a sweep each run has a folder of its own")
@@ -242,18 +247,20 @@ def value_of(text: str) -> object:
 def execute(name: str, parameters: dict, folder: Path) -> Path:
     """Run one notebook from the root of the repository; the executed copy's path.
 
-    papermill writes the copy again and again while it runs; it gets its name once it is whole, or has met an error.
+    papermill writes the copy again and again while it runs; it comes to `folder` once it is whole, or has met an error.
     """
     import papermill
 
-    output, growing = folder / name, folder / f"{UNFINISHED}{os.getpid()}-{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        papermill.execute_notebook(ROOT / name, growing, parameters, kernel_name="python3", cwd=ROOT, log_output=False)
-    finally:
-        if growing.exists():
-            os.replace(growing, output)
-    return output
+    with TemporaryDirectory() as elsewhere:
+        growing = Path(elsewhere) / name
+        try:
+            papermill.execute_notebook(
+                ROOT / name, growing, parameters, kernel_name="python3", cwd=ROOT, log_output=False
+            )
+        finally:
+            if growing.exists():
+                write_atomically(folder / name, partial(shutil.copyfile, growing))
+    return folder / name
 
 
 def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespace) -> None:
@@ -262,7 +269,7 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespac
     The workers are those of a Dask scheduler or, without an address, a process on one thread for each core. What one
     of them leaves unfinished when it dies goes to another, and on from its checkpoint: all must share this folder.
     """
-    from dask.distributed import Client, as_completed
+    from dask.distributed import Client, KilledWorker, as_completed
 
     from utils.run import execute  # by a name under which a worker finds it: this module may be __main__
 
@@ -270,9 +277,12 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespac
     with Client(options.scheduler) if options.scheduler else Client(threads_per_worker=1) as client:
         print(f"{len(runs)} runs; dashboard: {client.dashboard_link}", flush=True)
         jobs = [(name, given | {"run_dir": str(place / "run")}, place) for place, (name, given) in runs.items()]
-        tasks = [client.submit(execute, *job, key=job[2].name, retries=3) for job in jobs]
-        for task in tqdm(as_completed(tasks), total=len(tasks), desc="sweep"):
-            task.result()
+        tasks = [client.submit(execute, *job, key=str(job[2]), retries=3) for job in jobs]
+        try:
+            for task in tqdm(as_completed(tasks), total=len(tasks), desc="sweep"):
+                task.result()
+        except KilledWorker as error:
+            raise RuntimeError(f"a run was given up, since its workers died again and again: {error}") from error
     if absent := [place for place in runs if not (place / "run" / "results").exists()]:
         raise FileNotFoundError(f"{absent[0]} holds no results: every worker has to share this folder")
     rows = [(given, results.load_numbers(PARTS[name], at / "run" / "results")) for at, (name, given) in runs.items()]

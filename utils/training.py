@@ -71,10 +71,10 @@ def fit(
 ) -> Training:
     """Train, keep the weights of the best epoch, and write a checkpoint after each.
 
-    Where a checkpoint exists already, training goes on from it, on a CPU to exactly the numbers of an unbroken run (a
-    GPU's own sums vary from run to run); a finished one is only loaded. The optimiser is AdamW (Loshchilov and Hutter
-    2019) on a one-cycle schedule (Smith 2018) or, with a momentum given, Muon at a rate that falls in a line to zero:
-    its first step is as long as the rate says, so that there is nothing to warm up.
+    Where a checkpoint exists already, training goes on from it, on the same CPU to exactly the numbers of an unbroken
+    run (a GPU's own sums vary from run to run); a finished one is only loaded. The optimiser is AdamW (Loshchilov and
+    Hutter 2019) on a one-cycle schedule (Smith 2018) or, with a momentum given, Muon at a rate that falls in a line to
+    zero: its first step is as long as the rate says, so that there is nothing to warm up.
 
     Args:
         model: trained in place, on the device that it is on.
@@ -83,7 +83,10 @@ def fit(
         loss: of (model, batch, step), steps counted from 0 over all epochs, for weights that warm up; a dict of scalar
             tensors, of which 'loss' is minimised and all are logged.
         score: of (model), on validation data; a dict of numbers, of which 'score' picks the best epoch, the highest.
+        epochs: passes over the data.
         learning_rate: peak of the schedule.
+        weight_decay: of AdamW; of Muon for all but the weights of convolutions.
+        checkpoint: the file, made after the first epoch.
         settings: what defines this training (variant, seed, sizes, ...): numbers, strings or lists. A checkpoint with
             others is refused.
         max_grad_norm: longest gradient, all parameters together; a longer one is scaled down to it (Pascanu et al.
