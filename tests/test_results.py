@@ -232,7 +232,7 @@ def test_the_readmes_sentences_say_the_published_numbers():
     narrow, wide = (numbers["variants"]["MP+Tr+BCE"]["iou"] for numbers in (UNETS, PAGES["unet_wide"]))
     for sentence in (
         f"mean IoU over two seeds {min(ious):.3f} to {max(ious):.3f}, against {guess:.2f}",
-        f"It has {wide:.3f} instead of {narrow:.3f}",
+        f"Its IoU is {wide:.3f} instead of {narrow:.3f}",
         f"follows it in {percent(plain['wrong_label_agreement'])} of its outputs",
         f"follows in {percent(following['wrong_label_agreement'], 1)}",
         f"still matches {percent(following['source_retrieval'])} of the outputs to their source",

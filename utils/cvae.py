@@ -114,7 +114,7 @@ class ConditionalVAE(nn.Module):
         return mean, log_variance
 
     def reparameterise(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """A draw z = mean + deviation * noise, (N, latent_size), by which gradients flow (section 2.4 of the paper)."""
+        """A draw z = mean + deviation * noise, (N, latent_size): gradients flow through it (paper, section 2.4)."""
         return mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
 
     def decode(self, codes: Tensor, labels: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def hold_out(classes: tuple[str, ...], training: Split, test: Split) -> Dataset:
     count = len(training.images)
     held_out = min(5_000, count // 10)
     if not held_out:
-        raise DataError(f"there are {count} training images, and 10 are needed at the least")
+        raise DataError(f"there are {count} training images, at least 10 are needed")
     if classes:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED))
         train, validation = order[held_out:], order[:held_out]

@@ -48,8 +48,9 @@ def confusion(predicted: Tensor, target: Tensor, counted: Tensor | None = None) 
     counted = torch.ones_like(target) if counted is None else counted
     check_same_shape(predicted=predicted, target=target)
     check_same_shape(counted=counted, target=target)
-    if {predicted.dtype, target.dtype} != {torch.bool}:
-        raise ValueError(f"masks are {predicted.dtype} and {target.dtype}, expected torch.bool: set a threshold")
+    if {predicted.dtype, target.dtype, counted.dtype} != {torch.bool}:
+        remedy = "set a threshold, or take the foreground of trimaps"
+        raise ValueError(f"masks are {predicted.dtype} and {target.dtype}, expected torch.bool: {remedy}")
     return in_parts(count_cells, predicted, target, counted, size=256)  # to add up bools, torch makes an int64 of each
 
 
@@ -159,7 +160,7 @@ def label_following(
         `swap_agreement`, `true_class_agreement` (literal: it still reads the true class) and `source_retrieval` (see
         `retrieved`). Over the N right ones: `right_label_agreement`. And for each attribute `..._correlation`: its rank
         correlation between source and output (literal), mean over the labels sent, in -1..1. With a guide also
-        `guide_agreement`: the share of the wrong pairs of which it reads the label sent.
+        `guide_agreement`: the share of the wrong pairs whose output it reads as the label sent.
     """
     check_labels(labels, len(images), CLASSES)
     true_codes, rows = encode(model, images, labels), {}
@@ -199,7 +200,7 @@ def retrieved(codes: Tensor, sources: Tensor) -> Tensor:
     """
     check_same_shape(codes=codes, sources=sources)
     if not len(codes) or len(codes) % 100:
-        raise ValueError(f"{len(codes)} images: source retrieval needs a multiple of 100")
+        raise ValueError(f"{len(codes)} images: source retrieval needs 100, 200, ...")
     hundreds = (part.unflatten(0, (-1, 100)) for part in (codes, sources))  # (N / 100, 100, latent size)
     nearest = torch.cdist(*hundreds).argmin(dim=2)  # (N / 100, 100)
     return (nearest == torch.arange(100, device=codes.device)).flatten()

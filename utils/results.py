@@ -60,7 +60,7 @@ NAMES = {"label_following": "label-following", "all_foreground": "all foreground
 
 
 class PublishedError(RuntimeError):
-    """Published files that are missing or do not fit the parameters; the message says what to do."""
+    """Published files that are missing, damaged, or do not fit the parameters; the message says what to do."""
 
 
 # --- Networks and numbers ---------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ LARGEST = 2**32 - 1  # of a parameter; seeds of epochs are made of larger multip
 
 
 class ParameterError(ValueError):
-    """A parameter that no notebook has, or a value that it cannot take; the message says what it could be."""
+    """A parameter that none of the notebooks has, or a value that it cannot take; the message says what it could be."""
 
 
 # --- Parameters -------------------------------------------------------------------------------------------------------
@@ -251,6 +251,7 @@ def execute(name: str, parameters: dict, folder: Path) -> Path:
     """
     import papermill
 
+    folder.mkdir(parents=True, exist_ok=True)  # where that fails, it does before the run
     with TemporaryDirectory() as elsewhere:
         growing = Path(elsewhere) / name
         try:
@@ -282,7 +283,12 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespac
             for task in tqdm(as_completed(tasks), total=len(tasks), desc="sweep"):
                 task.result()
         except KilledWorker as error:
-            raise RuntimeError(f"a run was given up, since its workers died again and again: {error}") from error
+            remedy = (
+                "start fewer workers, if memory was short, and run the command again: it goes on from the checkpoints"
+            )
+            raise RuntimeError(
+                f"a run was given up, since its workers died again and again ({error}): {remedy}"
+            ) from error
     if absent := [place for place in runs if not (place / "run" / "results").exists()]:
         raise FileNotFoundError(f"{absent[0]} holds no results: every worker has to share this folder")
     rows = [(given, results.load_numbers(PARTS[name], at / "run" / "results")) for at, (name, given) in runs.items()]

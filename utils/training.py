@@ -86,7 +86,7 @@ def fit(
         epochs: passes over the data.
         learning_rate: peak of the schedule.
         weight_decay: of AdamW; of Muon for all but the weights of convolutions.
-        checkpoint: the file, made after the first epoch.
+        checkpoint: the file, written after each epoch.
         settings: what defines this training (variant, seed, sizes, ...): numbers, strings or lists. A checkpoint with
             others is refused.
         max_grad_norm: longest gradient, all parameters together; a longer one is scaled down to it (Pascanu et al.
@@ -188,7 +188,8 @@ def refuse_divergence(model: nn.Module, losses: Tensor, epoch: int, checkpoint: 
     else:
         return
     last = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
-    raise DivergedError(f"{found}; {last}; lower the learning rate")
+    remedy = "lower the learning rate, and delete the checkpoint, if there is one, or choose another run_dir"
+    raise DivergedError(f"{found}; {last}; {remedy}")
 
 
 def record(state: dict, row: dict[str, float], seconds: float, model: nn.Module) -> None:
