@@ -425,7 +425,7 @@ def test_a_sweep_runs_all_combinations_of_the_listed_values(capsys, tmp_path):
     for wrong, message in (
         ("0", r"seed: in a sweep a list of values is needed, such as \[0\]"),
         ("[-1]", "seed = -1: "),
-        (f"[1{400 * '0'}, -1]", "seed = -1: "),
+        (f"[1{400 * '0'}]", "seed = 10{400}: a whole number from 0 to 4,294,967,295 is needed"),
         ("[1]", r"pretrained: a sweep trains networks, add -p pretrained '\[false\]'"),
     ):
         assert run.main([UNET, "--sweep", "-p", "seed", wrong]) == 1
