@@ -256,9 +256,8 @@ def test_realism_of_real_images_of_a_template_and_of_images_half_as_varied():
 
 def test_the_spread_within_a_class_by_hand():
     features = torch.tensor([[0.0, 0], [3, 4], [0, 0], [9, 9], [9, 10]])
-    assert metrics.mean_pairwise_distance(features, torch.tensor([0, 0, 0, 1, 1])) == pytest.approx(
-        ((5 + 0 + 5) / 3 + 1) / 2
-    )
+    distance = metrics.mean_pairwise_distance(features, torch.tensor([0, 0, 0, 1, 1]))
+    assert distance == pytest.approx(((5 + 0 + 5) / 3 + 1) / 2)
 
 
 def test_a_linear_probe_reads_noise_by_chance_and_the_label_for_certain():

@@ -255,9 +255,8 @@ def execute(name: str, parameters: dict, folder: Path) -> Path:
     with TemporaryDirectory() as elsewhere:
         growing = Path(elsewhere) / name
         try:
-            papermill.execute_notebook(
-                ROOT / name, growing, parameters, kernel_name="python3", cwd=ROOT, log_output=False
-            )
+            about = {"kernel_name": "python3", "cwd": ROOT, "log_output": False}
+            papermill.execute_notebook(ROOT / name, growing, parameters, **about)
         finally:
             if growing.exists():
                 write_atomically(folder / name, partial(shutil.copyfile, growing))
@@ -283,12 +282,8 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespac
             for task in tqdm(as_completed(tasks), total=len(tasks), desc="sweep"):
                 task.result()
         except KilledWorker as error:
-            remedy = (
-                "start fewer workers, if memory was short, and run the command again: it goes on from the checkpoints"
-            )
-            raise RuntimeError(
-                f"a run was given up, since its workers died again and again ({error}): {remedy}"
-            ) from error
+            remedy = "start fewer if memory was short, and run again: it goes on from the checkpoints"
+            raise RuntimeError(f"workers died again and again ({error}): {remedy}") from error
     if absent := [place for place in runs if not (place / "run" / "results").exists()]:
         raise FileNotFoundError(f"{absent[0]} holds no results: every worker has to share this folder")
     rows = [(given, results.load_numbers(PARTS[name], at / "run" / "results")) for at, (name, given) in runs.items()]
