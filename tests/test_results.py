@@ -231,7 +231,7 @@ def test_the_readmes_sentences_say_the_published_numbers():
     guess = UNETS["baselines"]["mean_mask"]["iou"]
     narrow, wide = (numbers["variants"]["MP+Tr+BCE"]["iou"] for numbers in (UNETS, PAGES["unet_wide"]))
     for sentence in (
-        f"mean IoU over two seeds {min(ious):.3f} to {max(ious):.3f}, against {guess:.2f}",
+        f"mean IoU over three seeds {min(ious):.3f} to {max(ious):.3f}, against {guess:.2f}",
         f"Its IoU is {wide:.3f} instead of {narrow:.3f}",
         f"follows it in {percent(plain['wrong_label_agreement'])} of its outputs",
         f"follows in {percent(following['wrong_label_agreement'], 1)}",
