@@ -727,6 +727,8 @@ ADDRESSES = {
     "https://git.example.com:8443/me/course.git": "https://git.example.com:8443/me/course",
     "http://localhost:3000/me/course": "http://localhost:3000/me/course",
     "gitea@git.example.com:me/course.git": "https://git.example.com/me/course",
+    "git@github.com:123/course.git": "https://github.com/123/course",
+    "me@home/course": "",
     "/home/me/course": "",
     "": "",
 }
