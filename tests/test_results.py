@@ -227,7 +227,7 @@ def percent(share, places=0):
 def test_the_readmes_sentences_say_the_published_numbers():
     ious, (plain, following) = [row["iou_mean"] for row in UNETS["variants"].values()], CVAES["models"].values()
     (simple, vivid), blind = COLOURED["models"].values(), load_numbers("blind_reading")
-    misread, read = 1 - simple["true_class_agreement"], blind["cvae_mnist"]
+    misread, read, seen = 1 - simple["true_class_agreement"], blind["cvae_mnist"], blind["cvae_cifar10"]
     guess = UNETS["baselines"]["mean_mask"]["iou"]
     narrow, wide = (numbers["variants"]["MP+Tr+BCE"]["iou"] for numbers in (UNETS, PAGES["unet_wide"]))
     for sentence in (
@@ -235,18 +235,21 @@ def test_the_readmes_sentences_say_the_published_numbers():
         f"Its IoU is {wide:.3f} instead of {narrow:.3f}",
         f"follows it in {percent(plain['wrong_label_agreement'])} of its outputs",
         f"follows in {percent(following['wrong_label_agreement'], 1)}",
-        f"still matches {percent(following['source_retrieval'])} of the outputs to their source",
+        f"for {percent(following['source_retrieval'])} of the outputs its own encoder still picks the source",
         f"−ELBO rises from {plain['negative_elbo']:.1f} to {following['negative_elbo']:.1f} nats",
         f"{percent(plain['swap_agreement'], 1)} of the outputs read as the label sent",
         f"is {following['thickness_correlation']:.2f} (plain {plain['thickness_correlation']:.2f})",
         f"rank correlation of slant is {following['slant_correlation']:.2f} (plain {plain['slant_correlation']:.2f})",
-        f"they named {percent(read['label_following']['plainly_visible'], 1)} of 60 outputs correctly and called them",
+        f"named {percent(read['label_following']['read_right'])} of 60 outputs correctly: "
+        f"{percent(read['label_following']['plainly_visible'], 1)} correctly and as plainly visible",
         f"of 20 real digits it was {percent(read['*real*']['plainly_visible'], 1)}",
         f"follows the label in {percent(simple['wrong_label_agreement'])}. Nearly all of these are misreadings",
         f"a classifier misreads {percent(misread)}",
         f"that alone gives {percent(misread / 9, 1)}",
         f"another architecture follows the label in {percent(vivid['wrong_label_agreement'])}",
-        f"of 20 real photographs it was {percent(blind['cvae_cifar10']['*real*']['plainly_visible'], 1)}",
+        f"named {percent(seen['label_following']['read_right'])} of 60 outputs correctly, but only "
+        f"{percent(seen['label_following']['plainly_visible'])} correctly and as plainly visible",
+        f"of 20 real photographs it was {percent(seen['*real*']['plainly_visible'], 1)}",
         f"Its code carries {simple['kl']:.0f} nats",
         f"differ by {simple['psnr'] - vivid['psnr']:.1f} dB of PSNR",
         f"only {percent(COLOURED['judge_accuracy'], 1)} of real photographs correctly",
