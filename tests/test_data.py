@@ -429,7 +429,8 @@ def test_images_of_every_kind_become_rgb_on_white(tmp_path):
     red.save(tmp_path / "f moving.gif", save_all=True, append_images=[blue])  # its first frame counts
     blue.save(tmp_path / "g web.webp", lossless=True)
     blue.convert("P").save(tmp_path / "h see-through palette.png", transparency=blue.convert("P").getpixel((0, 0)))
-    (tmp_path / ".hidden").write_text("left alone")
+    for hidden in (".hidden", "desktop.ini"):
+        (tmp_path / hidden).write_text("left alone")
     paths = UNET.photographs_in(tmp_path)
     assert [path.name[0] for path in paths] == list("abcdefgh")
     white, black, first, second = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255)
@@ -567,8 +568,6 @@ def test_an_epoch_holds_each_image_at_most_once_and_repeats(split, augment, size
     values = images[:, 0, 0, 0].long()
     assert len(values.unique()) == len(values) == count // batch_size * batch_size
     assert torch.equal(targets, images[:, :1] >= 200 if sizes else values % 10)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + number))
-    assert torch.equal(values, order[: len(values)])
 
 
 @pytest.mark.parametrize(("split", "augment", "sizes"), SETS)

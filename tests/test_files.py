@@ -220,6 +220,12 @@ def test_a_folder_in_use_is_refused_until_the_other_run_is_dead(tmp_path, other_
     assert not unfinished(tmp_path)
 
 
+def test_a_file_is_no_folder_for_a_run(tmp_path):
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    with pytest.raises(StorageError, match="file is a file: name a folder"):
+        lock_run_dir(tmp_path / "file")
+
+
 def test_what_a_run_further_down_has_not_finished_is_left_to_it(tmp_path):
     below = [tmp_path / "one" / "results", tmp_path / "results"]
     for folder in below:

@@ -14,10 +14,10 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from importlib import import_module
 from itertools import product
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -38,7 +38,7 @@ from tests.test_training import Lines, closeness, squared_error
 from utils import figures, results, run
 from utils.classifiers import build_digit_judge
 from utils.data import Split, load_digits, to_unit
-from utils.files import StorageError
+from utils.files import StorageError, save_json
 from utils.losses import bernoulli_loss
 from utils.results import RESULTS, TABLES, PublishedError
 from utils.run import CIFAR10, MNIST, PARTS, UNET, ParameterError
@@ -117,13 +117,13 @@ def test_a_published_notebook_shows_the_published_numbers_and_nothing_of_a_machi
 
 
 def displayed(module):
-    """The displayed form of all functions, classes and methods of a module that are short enough."""
+    """The displayed form of all functions, classes and methods of a module."""
     parts = [part for part in vars(module).values() if getattr(part, "__module__", "") == module.__name__]
     methods = [method for part in parts if inspect.isclass(part) for method in vars(part).values()]
     for part in [*parts, *(getattr(method, "__func__", method) for method in methods)]:
         try:
             yield figures.source_of(part)
-        except (OSError, TypeError, ValueError):  # no code of its own, or too long
+        except (OSError, TypeError):  # no code of its own
             continue
 
 
@@ -135,6 +135,7 @@ def test_the_code_that_a_published_notebook_shows_is_the_code_that_there_is(note
     shown = [part for block in blocks for part in re.split(r"\n{3,}", block)]
     assert len(shown) > 2
     assert not [part[:80] for part in shown if part not in code]
+    assert max(block.count("\n") for block in blocks) < 25, "nobody reads a wall of code"
 
 
 def test_the_published_scores_of_a_unet_come_out_again(tmp_path):
@@ -382,14 +383,39 @@ def test_an_executed_notebook_grows_elsewhere_and_comes_once_it_has_run_or_faile
     assert (tmp_path / UNET).read_text() == "half"
 
 
-def test_workers_that_write_elsewhere_are_told(tmp_path, monkeypatch):
-    done = SimpleNamespace(result=lambda: "in another folder")
-    client = SimpleNamespace(dashboard_link="", submit=lambda *_, **__: done)
-    monkeypatch.setattr(distributed, "Client", lambda address: nullcontext(client))
-    monkeypatch.setattr(distributed, "as_completed", iter)
-    plan, options = [(UNET, {"seed": 3})], run.parse([UNET, "--sweep", "--scheduler", "tcp://elsewhere:8786"])
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """Run a sweep over seeds on a worker in this process, which does what a function does in place of a notebook."""
+
+    def with_seeds(execute, *seeds):
+        monkeypatch.setattr(run, "execute", execute)
+        with distributed.Client(processes=False, dashboard_address=None) as client:
+            options = run.parse([UNET, "--sweep", "--scheduler", client.scheduler.address])
+            run.sweep([(UNET, {"seed": seed}) for seed in seeds], tmp_path, options)
+
+    return with_seeds
+
+
+def test_workers_that_write_elsewhere_are_told(sweep):
     with pytest.raises(FileNotFoundError, match="seed-3 holds no results: every worker has to share this folder"):
-        run.sweep(plan, tmp_path, options)
+        sweep(lambda *_: None, 3)
+
+
+def test_a_run_that_fails_is_not_repeated_and_the_others_of_its_sweep_are_kept(sweep, tmp_path):
+    def execute(name, parameters, place):
+        with (tmp_path / "log").open("a") as log:
+            log.write(f"{parameters['seed']}\n")
+        if parameters["seed"] == 1:
+            raise RuntimeError("the loss became nan")
+        save_json(place / "run" / "results" / "unet.json", {"iou": 0.5})
+
+    with pytest.raises(
+        RuntimeError, match=r"1 of 3 runs failed; sweep\.json has the others.\n.*seed-1: the loss became"
+    ):
+        sweep(execute, 0, 1, 2)
+    assert sorted((tmp_path / "log").read_text().split()) == ["0", "1", "2"]
+    runs = json.loads((tmp_path / "sweep.json").read_text())["runs"]
+    assert runs == [{"parameters": {"seed": seed}, "iou": 0.5} for seed in (0, 2)]
 
 
 def test_a_notebook_needs_no_more_than_its_setup_cell_installs():
@@ -721,6 +747,7 @@ def test_repeats_that_cannot_be_published(publish, tmp_path, runs):
 ADDRESSES = {
     "https://github.com/me/course": "https://github.com/me/course",
     "https://me:secret@github.com/me/course.git": "https://github.com/me/course",
+    "http://github.com/me/course": "http://github.com/me/course",
     "git@github.com:me/my.course.git": "https://github.com/me/my.course",
     "ssh://git@github.com:22/me/course/": "https://github.com/me/course",
     "https://gitlab.com/group/me/course.git": "https://gitlab.com/group/me/course",
@@ -744,9 +771,9 @@ def test_a_stamp_writes_the_address_and_links_to_colab_and_can_be_taken_out(publ
     texts = [cells(folder / UNET, "markdown")[0].source, (folder / "README.md").read_text(encoding="utf-8")]
     for text in texts:
         links = re.findall(r"\]\((https://colab[^)]*)\)", text)
-        on_github = address.startswith("https://github.com/")
-        path = address.removeprefix("https://github.com/")
-        assert links == [f"https://colab.research.google.com/github/{path}/blob/main/{UNET}"] * on_github
+        host, path = urlsplit(address).hostname, urlsplit(address).path
+        expected = f"https://colab.research.google.com/github{path}/blob/main/{UNET}"
+        assert links == [expected] * (host == "github.com")
         assert not re.search("somebody|secret", text)
 
 

@@ -83,6 +83,21 @@ def test_history_has_a_row_for_each_epoch(checkpoint):
     assert result.history[0]["twice"] == pytest.approx(2 * result.history[0]["loss"])
 
 
+def test_an_epoch_trains_in_training_mode_and_scores_in_evaluation_mode(checkpoint):
+    modes = []
+
+    def loss(model, *rest):
+        modes.append(model.training)
+        return squared_error(model, *rest)
+
+    def score(model):
+        modes.append(model.training)
+        return closeness(model)
+
+    train(checkpoint, epochs=2, loss=loss, score=score)
+    assert modes == ([True] * 5 + [False]) * 2
+
+
 def test_the_best_weights_are_kept(checkpoint):
     scores, weights = iter([0.1, 0.9, 0.9, 0.2]), []
 

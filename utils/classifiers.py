@@ -115,7 +115,7 @@ def add_noise(images: Tensor, most: float) -> Tensor:
 
 @torch.inference_mode()
 def in_parts(function: Callable[..., Tensor], *tensors: Tensor, size: int) -> Tensor:
-    """What a function makes of tensors (N, ...), `size` rows at a time, in one piece: it needs less memory."""
+    """What a function makes of tensors (N, ...), `size` rows at a time, in one piece; no gradient passes."""
     if len(lengths := {len(tensor) for tensor in tensors}) > 1:
         raise ValueError(f"arguments have {sorted(lengths)} rows: there must be as many of each")
     return torch.cat([function(*parts) for parts in zip(*(tensor.split(size) for tensor in tensors))])

@@ -80,7 +80,7 @@ def pixel_accuracy(counts: Tensor) -> Tensor:
 
 def share(part: Tensor, whole: Tensor) -> Tensor:
     """Part over whole; 1 where the whole is 0."""
-    return torch.where(whole > 0, part / whole.clamp(min=1), 1.0)
+    return torch.where(whole > 0, part / whole, 1.0)
 
 
 def segmentation_scores(predicted: Tensor, trimaps: Tensor) -> dict[str, float]:

@@ -269,7 +269,7 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespac
     The workers are those of a Dask scheduler or, without an address, a process on one thread for each core. What one
     of them leaves unfinished when it dies goes to another, and on from its checkpoint: all must share this folder.
     """
-    from dask.distributed import Client, KilledWorker, as_completed
+    from dask.distributed import Client, as_completed
 
     from utils.run import execute  # by a name under which a worker finds it: this module may be __main__
 
@@ -277,17 +277,17 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespac
     with Client(options.scheduler) if options.scheduler else Client(threads_per_worker=1) as client:
         print(f"{len(runs)} runs; dashboard: {client.dashboard_link}", flush=True)
         jobs = [(name, given | {"run_dir": str(place / "run")}, place) for place, (name, given) in runs.items()]
-        tasks = [client.submit(execute, *job, key=str(job[2]), retries=3) for job in jobs]
-        try:
-            for task in tqdm(as_completed(tasks), total=len(tasks), desc="sweep"):
-                task.result()
-        except KilledWorker as error:
-            remedy = "start fewer if memory was short, and run again: it goes on from the checkpoints"
-            raise RuntimeError(f"workers died again and again ({error}): {remedy}") from error
-    if absent := [place for place in runs if not (place / "run" / "results").exists()]:
+        tasks = {client.submit(execute, *job, key=str(job[2])): job[2] for job in jobs}
+        finished = tqdm(as_completed(tasks), total=len(tasks), desc="sweep")
+        failed = {tasks[task]: task.exception() for task in finished if task.status == "error"}
+    done = {place: run for place, run in runs.items() if place not in failed}
+    if absent := [place for place in done if not (place / "run" / "results").exists()]:
         raise FileNotFoundError(f"{absent[0]} holds no results: every worker has to share this folder")
-    rows = [(given, results.load_numbers(PARTS[name], at / "run" / "results")) for at, (name, given) in runs.items()]
+    rows = [(given, results.load_numbers(PARTS[name], at / "run" / "results")) for at, (name, given) in done.items()]
     save_json(folder / "sweep.json", {"runs": [{"parameters": given} | numbers for given, numbers in rows]})
+    if failed:
+        reasons = "\n".join(f"{place.name}: {error}" for place, error in failed.items())
+        raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; sweep.json has the others.\n{reasons}")
 
 
 def places(plan: list[tuple[str, dict]], folder: Path, quick: bool) -> dict[Path, tuple[str, dict]]:

@@ -145,10 +145,10 @@ def train_epoch(model, batches, epoch: int, loss, optimiser, schedule, max_grad_
 def train_step(model, batch, step: int, loss, optimiser, max_grad_norm: float) -> dict[str, Tensor]:
     """One step down the gradient of the loss on a batch; all terms of the loss."""
     device = next(model.parameters()).device
-    batch = [tensor.to(device, non_blocking=True) for tensor in batch]
+    batch = [tensor.to(device) for tensor in batch]
     with mixed_precision(device):
         terms = loss(model, batch, step)
-    optimiser.zero_grad(set_to_none=True)
+    optimiser.zero_grad()
     terms["loss"].backward()
     if max_grad_norm < inf:
         nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
