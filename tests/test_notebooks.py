@@ -481,6 +481,23 @@ def test_a_notebook_refuses_values_that_make_no_sense_and_data_that_is_not_the_p
         start(batch_size=8, epochs=2)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('pretrained = "False"', "pretrained = 'False': True or False is needed"),
+        ("pretrained = 1 < 2", "first code cell of 02.*: write plain values, nothing computed .*line 1"),
+    ],
+)
+def test_a_parameter_cell_that_was_saved_with_other_values_is_no_excuse(start, tmp_path, monkeypatch, line, message):
+    content = nbformat.read(ROOT / MNIST, as_version=4)
+    [cell] = [cell for cell in content.cells if "parameters" in cell.metadata.get("tags", [])]
+    cell.source = f"{line}\n" + cell.source.replace("\npretrained = True", "\n#")
+    nbformat.write(content, tmp_path / MNIST)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    with pytest.raises(ParameterError, match=message):
+        start()
+
+
 def test_a_notebook_refuses_a_run_dir_in_use(start, other_run):
     with pytest.raises(StorageError, match="is in use by another run"):
         start()

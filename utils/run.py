@@ -61,10 +61,16 @@ class ParameterError(ValueError):
 
 
 def defaults(notebook: str) -> dict[str, Any]:
-    """Names and default values, as they stand in the cell tagged 'parameters' of a notebook of the course."""
+    """Names and default values, as they stand in the cell tagged 'parameters' of a notebook of the course.
+
+    ParameterError for a value that is to be computed: batch runs read the cell without running it.
+    """
     cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
     [source] = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(source).body}
+    try:
+        return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(source).body}
+    except ValueError as error:
+        raise ParameterError(f"first code cell of {notebook}: write plain values, nothing computed ({error})") from None
 
 
 def check_parameters(notebook: str, values: dict[str, Any]) -> None:
@@ -147,6 +153,8 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
     other data or another recipe than the published networks. Data lies in data/, or where the variable DATA_DIR says.
     """
     check_parameters(notebook, names)
+    if not isinstance(names["pretrained"], bool):  # a notebook that was saved with "False" has that as its default
+        raise ParameterError(f"pretrained = {names['pretrained']!r}: True or False is needed")
     recipe = {name: names[name] for name in defaults(notebook) if name not in NOT_RECIPE}
     dataset = names["dataset"]
     published = results.load_numbers(PARTS[notebook]) if names["pretrained"] else {}
