@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 from zlib import crc32
 
 import numpy as np
@@ -194,7 +195,7 @@ DAMAGES = [  # set, file, what becomes of its bytes (None: it is deleted), messa
         "mnist",
         f"{MNIST_ROOT}/train-labels-idx1-ubyte",
         lambda _: idx(np.full(40, 10)),
-        "40 labels, or others than 0 to 9",
+        "holds other labels than 0 to 9",
     ),
     (
         *("mnist", f"{MNIST_ROOT}/train-labels-idx1-ubyte", lambda _: idx(np.zeros(39))),
@@ -374,6 +375,19 @@ def test_a_mutated_idx_file_is_read_or_named(tmp_path_factory, seed):
     else:
         assert split.images.shape == (len(split.targets), 1, 28, 28)
         assert split.targets.max() <= 9
+
+
+def test_an_empty_split_is_named(tmp_path):
+    for kind, shape in (("images-idx3", (0, 28, 28)), ("labels-idx1", (0,))):
+        (tmp_path / f"t10k-{kind}-ubyte").write_bytes(idx(np.zeros(shape)))
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte is damaged"):
+        data.read_idx(tmp_path, "t10k")
+
+
+def test_where_memory_is_short_no_file_is_called_damaged(monkeypatch):
+    monkeypatch.setattr(Image, "open", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        data.open_image(Path("photograph.jpg"))
 
 
 # --- The user's images ------------------------------------------------------------------------------------------------

@@ -251,8 +251,8 @@ def read_idx(root: Path, prefix: str) -> Split:
     if images.shape[1:] != (28, 28) or len(images) != len(labels):
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
         raise DataError(f"{paths[0]} and {paths[1].name} hold {shapes}, not (N, 28, 28) and (N,)")
-    if not len(labels) or labels.max() >= CLASSES:
-        raise DataError(f"{paths[1]} holds {len(labels)} labels, or others than 0 to {CLASSES - 1}")
+    if labels.max() >= CLASSES:
+        raise DataError(f"{paths[1]} holds other labels than 0 to {CLASSES - 1}")
     return Split(images[:, None], labels)
 
 
