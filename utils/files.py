@@ -117,7 +117,7 @@ def delete_unfinished(folder: Path) -> None:
 
 
 def lock_run_dir(folder: Path) -> Path:
-    """Hold a folder until this process ends, however it ends; the folder itself. StorageError if it is in use."""
+    """Hold a folder until this process ends, however it ends; the folder itself. StorageError if in use, or a file."""
     if (resolved := folder.resolve()) not in RUN_LOCKS:
         held = ExitStack()
         held.enter_context(folder_lock(folder, patience=0))
