@@ -89,7 +89,7 @@ def folder_lock(folder: Path, patience: float = -1) -> Iterator[None]:
     end if negative; then StorageError is raised.
     """
     lock = FileLock(folder / LOCK)
-    if folder.exists() and not folder.is_dir():
+    if folder.is_file():
         raise StorageError(f"{folder} is a file: name a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -295,7 +295,8 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespac
     save_json(folder / "sweep.json", {"runs": [{"parameters": given} | numbers for given, numbers in rows]})
     if failed:
         reasons = "\n".join(f"{place.name}: {error}" for place, error in failed.items())
-        raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; sweep.json has the others.\n{reasons}")
+        remedy = "Run again: finished trainings are only loaded, and the others go on from their checkpoints."
+        raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; sweep.json has the others.\n{reasons}\n{remedy}")
 
 
 def places(plan: list[tuple[str, dict]], folder: Path, quick: bool) -> dict[Path, tuple[str, dict]]:
