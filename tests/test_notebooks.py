@@ -528,13 +528,14 @@ def test_a_training_run_trains_once_and_saves_what_it_made(start, tmp_path, caps
         start(dataset="stand-in", pretrained=False, seed=1).train("line", pair, *arguments, **recipe)
 
 
-def test_a_checkpoint_of_the_label_following_model_knows_how_its_guide_was_trained():
+def test_a_checkpoint_of_the_label_following_model_knows_how_its_guide_was_trained_and_its_exemplars():
     digits, pictures = (vars(definitions(notebook)) for notebook in (MNIST, CIFAR10))
     sizes = ["guide_channels", "guide_epochs", "classifier_learning_rate"]
     common = {"run": SimpleNamespace(train=lambda *_, settings, **__: settings), "build": lambda *_: nn.Identity()}
     unused = ["guide", "elbo_loss", "learning_rate", "weight_decay", "batches", "score", "seed", "batch_size", "hidden"]
     common |= dict.fromkeys(unused, 1) | {"common": {}, "SIZES": {}, "RECIPE": {}, "device": "cpu", "base_channels": 8}
     split, teachers = Split(torch.zeros(8, 3, 32, 32), torch.zeros(8)), SimpleNamespace(noise=0.4)
+    teachers.exemplars = SimpleNamespace(near=3, images=torch.zeros(10, 64, 3, 32, 32))
     calls = [
         (digits["train"], ("name", "both", 1, (2.0, 1.0)), ["judge_epochs"]),
         (pictures["train_following"], ("name", teachers, {}, split, 1), sizes),
@@ -546,6 +547,10 @@ def test_a_checkpoint_of_the_label_following_model_knows_how_its_guide_was_train
             train.__globals__[name] = 4
             assert train(*arguments) != before, name
             train.__globals__[name] = 3
+    teachers.exemplars.near = 4
+    assert train(*arguments) != before, "other exemplars"
+    before, teachers.exemplars.images = train(*arguments), torch.zeros(10, 16, 3, 32, 32)
+    assert train(*arguments) != before, "other exemplars"
 
 
 def test_a_pretrained_run_trains_nothing(start, tmp_path):
