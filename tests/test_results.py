@@ -247,8 +247,8 @@ def test_the_readmes_sentences_say_the_published_numbers():
         f"a classifier misreads {percent(misread)}",
         f"that alone gives {percent(misread / 9, 1)}",
         f"another architecture follows the label in {percent(vivid['wrong_label_agreement'])}",
-        f"named {percent(seen['label_following']['read_right'])} of 60 outputs correctly, but only "
-        f"{percent(seen['label_following']['plainly_visible'])} correctly and as plainly visible",
+        f"named {percent(seen['label_following']['read_right'], 1)} of 60 outputs correctly, but only "
+        f"{percent(seen['label_following']['plainly_visible'], 1)} correctly and as plainly visible",
         f"of 20 real photographs it was {percent(seen['*real*']['plainly_visible'], 1)}",
         f"Its code carries {simple['kl']:.0f} nats",
         f"differ by {simple['psnr'] - vivid['psnr']:.1f} dB of PSNR",
