@@ -163,7 +163,7 @@ def test_the_published_scores_of_a_unet_come_out_again(tmp_path):
 
 
 def side_by_side(commands):
-    """Run programs, several on one thread each: on two cores, two at a time are faster than one after the other on two.
+    """Run programs at the same time; several on one thread each, which is faster than one after the other on all cores.
 
     On the CPU, also where there is a GPU: there, the same seed need not give the same numbers.
     """
@@ -173,7 +173,7 @@ def side_by_side(commands):
         where = {"cwd": ROOT, "env": os.environ | threads | {"CUDA_VISIBLE_DEVICES": ""}}
         return subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, **where)
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    with ThreadPoolExecutor(max_workers=len(commands)) as pool:
         return list(pool.map(one, commands))
 
 
