@@ -341,7 +341,7 @@ def test_only_wrong_labels_have_exemplars_and_the_guide_reads_right_ones_too_in_
     [shown] = read
     assert shown.shape == (6, 3, 32, 32)
     assert (shown < 0).any()
-    assert torch.equal(told[1], torch.cat([sent, labels[4:6]])), "a quarter with wrong labels, an eighth with right ones"
+    assert torch.equal(told[1], torch.cat([sent, labels[4:6]])), "a quarter wrong, an eighth right"
     density = Normal(outputs, models["vae"].log_deviation.exp()).log_prob(sources).flatten(1).sum(1)
     assert terms["exemplar"].item() == pytest.approx(-density.mean().item(), rel=1e-5)
 
