@@ -327,11 +327,12 @@ def test_its_discriminator_is_trained_and_moves_the_decoder_by_its_weight():
 
 def test_only_wrong_labels_have_exemplars_and_the_guide_reads_right_ones_too_in_noise():
     models, (images, labels), teachers = setting()
-    asked, read, told = [], [], []
+    asked, read, told, judged = [], [], [], []
+    models["discriminator"].register_forward_pre_hook(lambda _, inputs: judged.append(inputs[1]))
     models["vae"].register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
     teachers.exemplars.find = lambda *arguments: asked.append(arguments) or arguments[1]
     teachers = teachers._replace(noise=5.0, guide=lambda shown: read.append(shown) or torch.zeros(len(shown), 10))
-    weights = {"guide": 1.0, "discriminator": 0.0, "exemplar": 1.0}
+    weights = {"guide": 1.0, "discriminator": 1.0, "exemplar": 1.0}
     terms = CIFAR10.label_following_loss(models, (images, labels), teachers, weights, 1.0)
     [(outputs, sources, sent)] = asked
     assert outputs.shape == sources.shape
@@ -342,6 +343,7 @@ def test_only_wrong_labels_have_exemplars_and_the_guide_reads_right_ones_too_in_
     assert shown.shape == (6, 3, 32, 32)
     assert (shown < 0).any()
     assert torch.equal(told[1], torch.cat([sent, labels[4:6]])), "a quarter wrong, an eighth right"
+    assert torch.equal(judged[0], torch.cat([told[1], labels[6:]])), "what is not sent again is real"
     density = Normal(outputs, models["vae"].log_deviation.exp()).log_prob(sources).flatten(1).sum(1)
     assert terms["exemplar"].item() == pytest.approx(-density.mean().item(), rel=1e-5)
 
