@@ -528,7 +528,7 @@ def test_a_training_run_trains_once_and_saves_what_it_made(start, tmp_path, caps
         start(dataset="stand-in", pretrained=False, seed=1).train("line", pair, *arguments, **recipe)
 
 
-def test_a_checkpoint_of_the_label_following_model_knows_how_its_guide_was_trained_and_its_exemplars():
+def test_a_checkpoint_of_the_label_following_model_knows_its_guide_and_its_exemplars():
     digits, pictures = (vars(definitions(notebook)) for notebook in (MNIST, CIFAR10))
     sizes = ["guide_channels", "guide_epochs", "classifier_learning_rate"]
     common = {"run": SimpleNamespace(train=lambda *_, settings, **__: settings), "build": lambda *_: nn.Identity()}
