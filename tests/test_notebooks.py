@@ -779,8 +779,6 @@ ADDRESSES = {
     "http://localhost:3000/me/course": "http://localhost:3000/me/course",
     "gitea@git.example.com:me/course.git": "https://git.example.com/me/course",
     "git@github.com:123/course.git": "https://github.com/123/course",
-    "me@home/course": "",
-    "/home/me/course": "",
     "": "",
 }
 
@@ -805,7 +803,20 @@ def test_by_default_the_stamp_is_the_address_that_git_knows(publish, monkeypatch
     monkeypatch.setattr(run, "PARTS", {UNET: "unet"})
     folder = publish(program="stamp")  # no repository: there is no address
     assert run.defaults(UNET)["repo_url"] == ""
-    for command in (["init", "--quiet"], ["remote", "add", "origin", "git@github.com:me/course.git"]):
-        subprocess.run(["git", *command], cwd=folder, check=True)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    subprocess.run(["git", "remote", "add", "origin", "git@github.com:me/course.git"], cwd=folder, check=True)
     publish(program="stamp")
     assert run.defaults(UNET)["repo_url"] == "https://github.com/me/course"
+    subprocess.run(["git", "remote", "set-url", "origin", "/home/me/course"], cwd=folder, check=True)
+    publish(program="stamp")  # a folder is no address
+    assert run.defaults(UNET)["repo_url"] == ""
+
+
+@pytest.mark.parametrize("word", ["me@home/course", "/home/me/course", "github.com/me/course", "--help"])
+def test_a_stamp_of_something_else_than_an_address_changes_nothing(publish, monkeypatch, word):
+    monkeypatch.setattr(run, "PARTS", {UNET: "unet"})
+    folder = publish("https://github.com/me/course", program="stamp")
+    before = (folder / UNET).read_bytes()
+    with pytest.raises(SystemExit):
+        publish(word, program="stamp")
+    assert (folder / UNET).read_bytes() == before
