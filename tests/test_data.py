@@ -5,6 +5,7 @@ import random
 import shutil
 import struct
 from contextlib import contextmanager
+from errno import EACCES
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -491,6 +492,15 @@ def test_a_damaged_avif_is_named(tmp_path):
     path.write_bytes(other)
     with pytest.raises(DataError, match=r"image\.avif cannot be read as an image"):
         data.open_rgb(path)
+
+
+def test_a_picture_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch):
+    def failing(_):
+        raise PermissionError(EACCES, "Permission denied", "image.png")
+
+    monkeypatch.setattr(Image, "open", failing)
+    with pytest.raises(PermissionError, match=r"image\.png"):
+        data.open_rgb(tmp_path / "image.png")
 
 
 def test_folders_without_photographs(tmp_path):

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 from contextlib import contextmanager
+from errno import EACCES, EIO, EMFILE
 from types import SimpleNamespace
 
 import pytest
@@ -180,15 +181,16 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         load_tensors(tmp_path / "tensor.pt")
 
 
-@pytest.mark.parametrize("error", [PermissionError, MemoryError])
+@pytest.mark.parametrize("error", [*(OSError(number, "") for number in (EACCES, EIO, EMFILE)), MemoryError()])
 def test_a_file_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
     def failing(*_, **__):
         raise error
 
     save_tensors(tmp_path / "file.pt", CONTENT)
     monkeypatch.setattr(torch, "load", failing)
-    with pytest.raises(error):
+    with pytest.raises(type(error)) as caught:
         load_tensors(tmp_path / "file.pt")
+    assert caught.value is error
 
 
 def test_a_pickled_batch_that_is_not_the_official_one_is_not_unpickled(tmp_path, monkeypatch):

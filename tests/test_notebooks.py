@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from itertools import product
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 from urllib.parse import urlsplit
 
 import matplotlib.pyplot as plt
@@ -420,6 +421,27 @@ def test_a_run_that_fails_is_not_repeated_and_the_others_of_its_sweep_are_kept(s
     assert runs == [{"parameters": {"seed": seed}, "iou": 0.5} for seed in (0, 2)]
 
 
+def test_a_run_whose_scheduler_is_gone_has_failed_whatever_an_earlier_sweep_left(tmp_path, monkeypatch):
+    class Task:
+        status = "cancelled"
+
+    place = tmp_path / "unet-seed-0"
+    save_json(place / "run" / "results" / "unet.json", {"iou": 0.5})
+    monkeypatch.setattr(distributed, "Client", MagicMock())
+    monkeypatch.setattr(distributed.Client().__enter__(), "submit", lambda *_, **__: Task())
+    monkeypatch.setattr(distributed, "as_completed", list)
+    with pytest.raises(RuntimeError, match=r"1 of 1 runs failed.*\n.*seed-0: the connection to the scheduler was lost"):
+        run.sweep([(UNET, {"seed": 0})], tmp_path, run.parse([UNET, "--sweep"]))
+    assert json.loads((tmp_path / "sweep.json").read_text()) == {"runs": []}
+
+
+def test_each_run_of_a_sweep_has_a_folder_of_its_own(tmp_path):
+    plan = [(UNET, {"image_folder": name}) for name in ("my/pets", "my-pets", "my pets", "x" * 300)]
+    runs = run.places(plan, tmp_path, quick=False)
+    assert [*runs.values()] == plan
+    assert max(len(place.name) for place in runs) < 200
+
+
 def test_a_notebook_needs_no_more_than_its_setup_cell_installs():
     absent = ["papermill", "dask", "distributed", "nbformat", "nbval", "hypothesis", "pytest", "psutil", "jupyterlab"]
     program = f"import sys; sys.modules.update(dict.fromkeys({absent})); from utils.run import start"
@@ -452,6 +474,7 @@ def test_a_sweep_runs_all_combinations_of_the_listed_values(capsys, tmp_path):
     assert not one & other, "two sweeps in the same folders"
     for wrong, message in (
         ("0", r"seed: in a sweep a list of values is needed, such as \[0\]"),
+        ("[]", "seed: in a sweep a list of at least one value is needed"),
         ("[-1]", "seed = -1: "),
         (f"[1{400 * '0'}]", "seed = 10{400}: a whole number from 0 to 4,294,967,295 is needed"),
         ("[1]", r"pretrained: a sweep trains networks, add -p pretrained '\[false\]'"),
@@ -481,13 +504,17 @@ def test_a_notebook_refuses_values_that_make_no_sense_and_data_that_is_not_the_p
         start(dataset="stand-in")
     with pytest.raises(PublishedError, match=r"with epochs = 50, batch_size = 256: leave it so, or set pretrained to"):
         start(batch_size=8, epochs=2)
+    with pytest.raises(ParameterError, match=r"digit_image = 'absent\.png': there is no such file or folder"):
+        start(digit_image="absent.png")
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ('pretrained = "False"', "pretrained = 'False': True or False is needed"),
-        ("pretrained = 1 < 2", "first code cell of 02.*: write plain values, nothing computed .*line 1"),
+        ("pretrained = 1 < 2", "first code cell of 02.*: write plain values, .*line 1"),
+        ("pretrained: bool = True", "first code cell of 02.*: write plain values, "),
+        ("%env DATA_DIR=/data", "first code cell of 02.*: write plain values, .*line 1"),
     ],
 )
 def test_a_parameter_cell_that_was_saved_with_other_values_is_no_excuse(start, tmp_path, monkeypatch, line, message):
@@ -559,6 +586,10 @@ def test_a_pretrained_run_trains_nothing(start, tmp_path):
     weights = results.load_network("cvae_mnist", "judge").state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in judge.state_dict().items())
     assert training == results.load_trainings("cvae_mnist")["judge"]
+    with pytest.raises(
+        PublishedError, match=r"no published network 'other': choose from .*, or set pretrained to False"
+    ):
+        begun.train("other", build_digit_judge(), settings={})
     assert begun.results_dir == tmp_path / "pretrained"
     assert begun.published == NUMBERS["cvae_mnist"]
 
@@ -684,7 +715,8 @@ def sweep_of(scores, **changes):
         row = {"iou": iou, "iou_one_view": iou - 0.125}
         about = {"dataset": "oxford-iiit-pet", "image_size": 128, "recipe": "short", "versions": {}, "seed": seed}
         runs.append(about | {"variants": {variant: row}, "seconds": {variant: 9.5}})
-    runs[-1] |= changes
+    for last in runs[-1:]:
+        last |= changes
     return json.dumps({"runs": runs})
 
 
@@ -710,6 +742,7 @@ def test_a_sweeps_scores_are_published(publish, tmp_path):
     (GRID, {"recipe": "one epoch"}, r"sweep\.json is of several recipes or another image size"),
     (GRID, {"image_size": 64}, r"sweep\.json is of several recipes or another image size"),
     (GRID, {"dataset": "stand-in"}, "is of stand-in data, which is never published"),
+    ({}, {}, "holds no U-Nets"),
     (dict([*GRID.items()][:-1]), {}, "has 15 trainings: all eight variants with the same two or more seeds"),
     (dict([*GRID.items()][::2]), {}, "has 8 trainings: all eight variants with the same two or more seeds"),
 ])  # fmt: skip
@@ -743,7 +776,8 @@ def test_repeats_of_the_published_networks_join_those_that_are_there(publish, tm
     assert repeats["seeds"] == [*PAGES["unet_repeats"]["seeds"], 7, 8]
     assert repeats["rows"][0] == first
     assert [row["iou"] for row in repeats["rows"][-8:]] == [0.5] * 4 + [0.25] * 4
-    row = results.with_repeats("MP+Tr+BCE", published)
+    row = results.load_numbers("unet", kept)["variants"]["MP+Tr+BCE"]
+    assert row["iou"] == published
     assert row["seeds"] == [0, *repeats["seeds"]]
     ious = [published, *(row["iou"] for row in repeats["rows"] if row["variant"] == "MP+Tr+BCE")]
     each = torch.tensor(ious, dtype=torch.float64)

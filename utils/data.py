@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from utils import standins
 from utils.checks import check_integers
-from utils.files import UNFINISHED, cached, folder_lock
+from utils.files import UNFINISHED, cached, folder_lock, of_system
 from utils.standins import BACKGROUND, BORDER, PET
 
 CLASSES = 10
@@ -231,9 +231,9 @@ def open_image(path: Path, remedy: str = "") -> Image.Image:
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
-    except MemoryError:
-        raise  # the file may be intact
     except Exception as error:  # Pillow raises a dozen types, depending on what is wrong, in the EXIF data too
+        if of_system(error):
+            raise
         raise DataError(f"{path} cannot be read as an image ({error}){remedy}") from error
 
 

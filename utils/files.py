@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EACCES, EPERM, EROFS
+from errno import EACCES, EINVAL, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.unlink()
 
 
+def of_system(error: Exception) -> bool:
+    """Whether the system failed (no permission, no memory, too many open files, ...), so that a file may be intact."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, EINVAL)  # broken files seek so
+
+
 def save_tensors(path: Path, content: dict) -> None:
     """Write a dict of tensors, numbers, strings and lists of those, atomically; the same content as the same bytes."""
 
@@ -61,16 +66,16 @@ def save_tensors(path: Path, content: dict) -> None:
 def load_tensors(path: Path) -> dict:
     """Read what `save_tensors` wrote, onto the CPU; never runs code from the file.
 
-    Raises FileNotFoundError, PermissionError, or DamagedFileError if a bit of the file has changed, or it is not ours.
+    Raises DamagedFileError if a bit of the file has changed, or it is not ours, and what `of_system` names.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch itself does not look at the checksums
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (FileNotFoundError, PermissionError, IsADirectoryError, MemoryError):
-        raise  # the file may be intact
     except Exception as error:  # zipfile and torch raise a dozen types, depending on where the file breaks off
+        if of_system(error):
+            raise
         raise DamagedFileError(f"{path} is damaged ({type(error).__name__}): delete it and run again") from error
 
 

@@ -73,10 +73,8 @@ def load_network(part: str, name: str) -> nn.Module:
     "label_following", "judge" and "guide". PublishedError if there is no such network, or its file is missing or
     damaged.
     """
-    recipe, names = load_numbers(part)["recipe"], list(load_trainings(part))
-    if name not in names:
-        raise PublishedError(f"part {part} has no network {name!r}: choose from {names}")
-    return load_weights(part, name, build_network(part, name, recipe))
+    load_training(part, name)
+    return load_weights(part, name, build_network(part, name, load_numbers(part)["recipe"]))
 
 
 def build_network(part: str, name: str, recipe: dict) -> nn.Module:
@@ -124,6 +122,15 @@ def load_trainings(part: str, folder: Path | None = None) -> dict[str, Training]
     """How the trainings of a part's networks went, by name; errors as in `load_numbers`."""
     trainings = load_numbers(f"{part}_trainings", folder)["trainings"]
     return {name: Training(**training) for name, training in trainings.items()}
+
+
+def load_training(part: str, name: str) -> Training:
+    """How the training of a published network went; PublishedError if there is no such network."""
+    trainings = load_trainings(part)
+    if name not in trainings:
+        choice = f"choose from {list(trainings)}, or set pretrained to False"
+        raise PublishedError(f"part {part} has no published network {name!r}: {choice}")
+    return trainings[name]
 
 
 def save_results(folder: Path, part: str, numbers: dict, trainings: dict[str, Training], networks: dict) -> None:

@@ -18,6 +18,7 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zlib import crc32
 
 import matplotlib.pyplot as plt
 import torch
@@ -50,6 +51,7 @@ QUICK = {
 }
 NOT_RECIPE = ("dataset", "pretrained", "image_size", "variants", "seed")  # what is run, not how it is trained
 NOT_RECIPE += ("image_folder", "digit_image", "run_dir", "repo_url")
+LONGEST_NAME = 150  # of a folder, in characters; file systems allow 255 bytes
 LARGEST = 2**32 - 1  # of a parameter; seeds of epochs are made of larger multiples, which have to fit in 64 bits
 
 
@@ -63,14 +65,15 @@ class ParameterError(ValueError):
 def defaults(notebook: str) -> dict[str, Any]:
     """Names and default values, as they stand in the cell tagged 'parameters' of a notebook of the course.
 
-    ParameterError for a value that is to be computed: batch runs read the cell without running it.
+    ParameterError for anything else in that cell: batch runs read it without running it.
     """
     cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
     [source] = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     try:
         return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(source).body}
-    except ValueError as error:
-        raise ParameterError(f"first code cell of {notebook}: write plain values, nothing computed ({error})") from None
+    except (ValueError, SyntaxError, AttributeError) as error:
+        plain = "write plain values, as in `epochs = 5`, and nothing else"
+        raise ParameterError(f"first code cell of {notebook}: {plain} ({error})") from None
 
 
 def check_parameters(notebook: str, values: dict[str, Any]) -> None:
@@ -121,7 +124,8 @@ class Run:
         """
         network = model if network is None else network
         if self.published:
-            return results.load_weights(self.part, name, network), results.load_trainings(self.part)[name]
+            training = results.load_training(self.part, name)
+            return results.load_weights(self.part, name, network), training
         settings = {"dataset": self.dataset, "seed": self.seed} | settings
         checkpoint = self.run_dir / f"{name}.pt"
         training = fit(model, *arguments, checkpoint=checkpoint, settings=settings, **recipe)
@@ -165,9 +169,12 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
     if changed := [f"{name} = {value}" for name, value in trained_with.items() if value != recipe[name]]:
         theirs = f"the published networks were trained with {', '.join(changed)}"
         raise PublishedError(f"{theirs}: leave it so, or set pretrained to False")
-    folder, data_dir = lock_run_dir(Path(names["run_dir"])), Path(os.environ.get("DATA_DIR", "data"))
+    for name in ("image_folder", "digit_image"):  # used at the end, hours later if all is trained
+        if not Path(names.get(name, "")).expanduser().exists():
+            raise ParameterError(f"{name} = {names[name]!r}: there is no such file or folder")
+    folder, data_dir = lock_run_dir(Path(names["run_dir"]).expanduser()), Path(os.environ.get("DATA_DIR", "data"))
     about = PARTS[notebook], dataset, names["seed"], recipe, published, best_device()
-    run = Run(*about, folder, folder / ("pretrained" if published else "results"), data_dir)
+    run = Run(*about, folder, folder / ("pretrained" if published else "results"), data_dir.expanduser())
     inline = InlineBackend.instance()  # matplotlib 3.8 asks it again at the first figure
     inline.print_figure_kwargs["pil_kwargs"] = {"quality": 65}
     inline.figure_formats = {"jpeg"}  # PNG would outgrow GitHub's limit
@@ -236,6 +243,8 @@ def parameters_for(name: str, options: argparse.Namespace) -> list[dict]:
         raise ParameterError("run_dir: in a sweep each run has a folder of its own")
     if single := [key for key, values in given.items() if options.sweep and not isinstance(values, list)]:
         raise ParameterError(f"{single[0]}: in a sweep a list of values is needed, such as [{given[single[0]]!r}]")
+    if empty := [key for key, values in given.items() if options.sweep and not values]:
+        raise ParameterError(f"{empty[0]}: in a sweep a list of at least one value is needed")
     grid = product(*given.values()) if options.sweep else [given.values()]
     plan = [(QUICK[name] if options.quick else {}) | dict(zip(given, values)) for values in grid]
     for parameters in plan:
@@ -287,11 +296,14 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespac
         jobs = [(name, given | {"run_dir": str(place / "run")}, place) for place, (name, given) in runs.items()]
         tasks = {client.submit(execute, *job, key=str(job[2])): job[2] for job in jobs}
         finished = tqdm(as_completed(tasks), total=len(tasks), desc="sweep")
-        failed = {tasks[task]: task.exception() for task in finished if task.status == "error"}
+        failed = {tasks[task]: task for task in finished if task.status != "finished"}
+        lost = "the connection to the scheduler was lost"
+        failed = {place: task.exception() if task.status == "error" else lost for place, task in failed.items()}
     done = {place: run for place, run in runs.items() if place not in failed}
-    if absent := [place for place in done if not (place / "run" / "results").exists()]:
+    folders = {place: place / "run" / "results" for place in done}
+    if absent := [place for place, (name, _) in done.items() if not (folders[place] / f"{PARTS[name]}.json").exists()]:
         raise FileNotFoundError(f"{absent[0]} holds no results: every worker has to share this folder")
-    rows = [(given, results.load_numbers(PARTS[name], at / "run" / "results")) for at, (name, given) in done.items()]
+    rows = [(given, results.load_numbers(PARTS[name], folders[place])) for place, (name, given) in done.items()]
     save_json(folder / "sweep.json", {"runs": [{"parameters": given} | numbers for given, numbers in rows]})
     if failed:
         reasons = "\n".join(f"{place.name}: {error}" for place, error in failed.items())
@@ -305,7 +317,10 @@ def places(plan: list[tuple[str, dict]], folder: Path, quick: bool) -> dict[Path
     for name, parameters in plan:
         usual = QUICK[name] if quick else {}  # what every run has need not stand in each name
         told = " ".join(f"{key} {value}" for key, value in parameters.items() if value != usual.get(key))
-        runs[folder / re.sub(r"[^\w.+]+", "-", f"{PARTS[name]} {told}").strip("-")] = (name, parameters)
+        place = folder / re.sub(r"[^\w.+]+", "-", f"{PARTS[name]} {told}").strip("-")
+        if place in runs or len(place.name) > LONGEST_NAME:
+            place = folder / f"{place.name[:LONGEST_NAME]}-{crc32(told.encode()):08x}"
+        runs[place] = (name, parameters)
     return runs
 
 
