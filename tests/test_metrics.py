@@ -149,11 +149,11 @@ def both_ways(images):
     return torch.stack([brightness(images), -brightness(images)], dim=1)
 
 
-def measure(model):
+def measure(model, **protocol):
     images, labels = torch.rand(200, 1, 10, 10), torch.arange(200) % 10
     images[:, 0, 0] = F.one_hot(labels, 10).float()
     attributes = {"brightness": brightness, "both": both_ways}
-    return metrics.label_following(model, FirstRow(0), images, labels, attributes, guide=FirstRow(1))
+    return metrics.label_following(model, FirstRow(0), images, labels, attributes, guide=FirstRow(1), **protocol)
 
 
 @pytest.mark.filterwarnings("ignore:An input array is constant")
@@ -181,6 +181,9 @@ def test_the_protocols_differ_in_the_label_that_the_encoder_sees():
     measured = measure(Misled(1, 1))
     assert measured["swap_agreement"] == 1
     assert measured["wrong_label_agreement"] == pytest.approx(1 / 9, abs=0.02), "an all-grey image reads as 0"
+    measured = measure(Misled(1, 1), swap=True)
+    assert measured["wrong_label_agreement"] == measured["swap_agreement"] == 1
+    assert measured["source_retrieval"] == pytest.approx(1, abs=0.02)
 
 
 def build():

@@ -145,6 +145,7 @@ def label_following(
     labels: Tensor,
     attributes: dict[str, Callable[[Tensor], Tensor]],
     guide: nn.Module | None = None,
+    swap: bool = False,
 ) -> dict[str, float]:
     """Send every image with every label, and measure what comes out.
 
@@ -154,6 +155,7 @@ def label_following(
         labels: int64 (N,), the true ones, not all the same.
         attributes: by name, a function of images (N, C, H, W) that gives one number or more for each, (N,) or (N, K).
         guide: the classifier that took part in training, if any, for `guide_agreement`.
+        swap: the images are encoded with their true labels, in place of the literal protocol.
 
     Returns:
         Shares in 0..1 over the 9 N wrong pairs: `wrong_label_agreement` (literal: the judge reads the label sent),
@@ -166,7 +168,7 @@ def label_following(
     true_codes, rows = encode(model, images, labels), {}
     for label in range(CLASSES):
         sent = torch.full_like(labels, label)
-        codes = encode(model, images, sent)
+        codes = true_codes if swap else encode(model, images, sent)
         outputs, wrong = decode(model, codes, sent), labels != label
         swapped = outputs if torch.equal(codes, true_codes) else decode(model, true_codes, sent)
         row = agreement(judge, outputs, swapped, labels, label)
