@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 from math import log, pi
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -258,14 +257,13 @@ def test_the_target_is_the_nearest_to_the_output_of_the_exemplars_nearest_in_lay
         torch.testing.assert_close(found, min(tinted, key=lambda image: (image - output).square().sum()))
 
 
-def test_the_nearest_training_picture_is_of_the_class_asked_for_and_nearest_in_its_means(monkeypatch):
-    split = Split(torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8), torch.arange(60) % 10)
-    for name, value in {"pictures": SimpleNamespace(train=split), "device": torch.device("cpu")}.items():
-        monkeypatch.setitem(CIFAR10.nearest_training_picture.__globals__, name, value)
-    images = to_unit(split.images)
-    assert torch.equal(CIFAR10.nearest_training_picture(images, split.targets), images), "nobody is nearer than oneself"
+def test_the_nearest_validation_picture_is_of_the_class_asked_for_and_nearest_in_its_means(monkeypatch):
+    images, labels = torch.rand(60, 3, 32, 32), torch.arange(60) % 10
+    nearest_picture = CIFAR10.nearest_validation_picture
+    monkeypatch.setitem(nearest_picture.__globals__, "held_out", (images, labels))
+    assert torch.equal(nearest_picture(images, labels), images), "nobody is nearer than oneself"
     blocks = images.double().unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(1)
-    for one, mine in zip(CIFAR10.nearest_training_picture(images[:7], torch.full((7,), 4)), blocks):
+    for one, mine in zip(nearest_picture(images[:7], torch.full((7,), 4)), blocks):
         nearest = min(range(4, 60, 10), key=lambda index: (blocks[index] - mine).square().sum().item())
         assert torch.equal(one, images[nearest])
 

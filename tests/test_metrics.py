@@ -347,8 +347,8 @@ def test_specks_are_ink_apart_from_the_largest_piece_by_hand():
         assert MNIST.specks(torch.stack(images)) == expected
 
 
-def test_a_template_is_repainted_in_the_means_of_an_image_by_hand():
-    template, images = torch.rand(3, 32, 32) / 5 + 0.4, torch.rand(4, 3, 32, 32) / 5 + 0.4
-    tint = images.mean((2, 3), keepdim=True) - template.mean((1, 2), keepdim=True)
-    torch.testing.assert_close(CIFAR10.repaint(template, images, 32), template + tint)
-    assert CIFAR10.repaint(template, torch.ones(1, 3, 32, 32), 8).max() <= 1
+def test_a_picture_is_repainted_in_the_means_of_its_source_by_hand():
+    pictures, sources = (torch.rand(4, 3, 32, 32) / 5 + 0.4 for _ in range(2))
+    tint = sources.mean((2, 3), keepdim=True) - pictures.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(CIFAR10.repaint(pictures, sources, 32), pictures + tint)
+    assert CIFAR10.repaint(pictures, torch.ones(4, 3, 32, 32), 8).max() <= 1

@@ -229,6 +229,7 @@ def test_the_readmes_sentences_say_the_published_numbers():
     ious, (plain, following) = [row["iou_mean"] for row in UNETS["variants"].values()], CVAES["models"].values()
     (simple, vivid), blind = COLOURED["models"].values(), load_numbers("blind_reading")
     misread, read, seen = 1 - simple["true_class_agreement"], blind["cvae_mnist"], blind["cvae_cifar10"]
+    look_up = COLOURED["repainted"][name := "*exemplar, 4 × 4 means*"]
     guess = UNETS["baselines"]["mean_mask"]["iou"]
     narrow, wide = (numbers["variants"]["MP+Tr+BCE"]["iou"] for numbers in (UNETS, PAGES["unet_wide"]))
     for sentence in (
@@ -252,7 +253,11 @@ def test_the_readmes_sentences_say_the_published_numbers():
         f"{percent(seen['label_following']['plainly_visible'], 1)} correctly and as plainly visible",
         f"of 20 real photographs it was {percent(seen['*real*']['plainly_visible'], 1)}",
         f"Its code carries {simple['kl']:.0f} nats",
-        f"differ by {simple['psnr'] - vivid['psnr']:.1f} dB of PSNR",
+        f"Of the {simple['psnr'] - vivid['psnr']:.1f} dB of PSNR between the two models",
+        f"Of these, {percent(look_up['wrong_label_agreement'], 1)} read as the label sent",
+        f"the model's own encoder finds the source of {percent(look_up['source_retrieval'], 1)}",
+        f"a Fréchet distance of {COLOURED['realism'][name]['frechet']:.0f}, "
+        f"the model {COLOURED['realism']['label_following']['frechet']:.0f}",
         f"only {percent(COLOURED['judge_accuracy'], 1)} of real photographs correctly",
     ):
         assert sentence in README, sentence

@@ -35,6 +35,8 @@ MEASURES = {  # key of the json files: (title, format)
     "swap_agreement": ("swap: judge reads the label sent", "{:.1%}"),
     "right_label_agreement": ("right label: judge reads it", "{:.1%}"),
     "source_retrieval": ("source found among 100", "{:.1%}"),
+    "read_and_found": ("label read and source found", "{:.1%}"),
+    "plain_retrieval": ("found by the plain model's encoder", "{:.1%}"),
     "linear_probe": ("linear probe of the code", "{:.1%}"),
     "thickness_correlation": ("thickness, rank correlation", "{:.2f}"),
     "slant_correlation": ("slant, rank correlation", "{:.2f}"),
