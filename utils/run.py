@@ -295,10 +295,10 @@ def sweep(plan: list[tuple[str, dict]], folder: Path, options: argparse.Namespac
         print(f"{len(runs)} runs; dashboard: {client.dashboard_link}", flush=True)
         jobs = [(name, given | {"run_dir": str(place / "run")}, place) for place, (name, given) in runs.items()]
         tasks = {client.submit(execute, *job, key=str(job[2])): job[2] for job in jobs}
-        finished = tqdm(as_completed(tasks), total=len(tasks), desc="sweep")
-        failed = {tasks[task]: task for task in finished if task.status != "finished"}
+        ended = tqdm(as_completed(tasks), total=len(tasks), desc="sweep")
+        unfinished = [task for task in ended if task.status != "finished"]
         lost = "the connection to the scheduler was lost"
-        failed = {place: task.exception() if task.status == "error" else lost for place, task in failed.items()}
+        failed = {tasks[task]: task.exception() if task.status == "error" else lost for task in unfinished}
     done = {place: run for place, run in runs.items() if place not in failed}
     folders = {place: place / "run" / "results" for place in done}
     if absent := [place for place, (name, _) in done.items() if not (folders[place] / f"{PARTS[name]}.json").exists()]:
