@@ -260,7 +260,7 @@ def width_tables(wide: dict) -> dict[str, str]:
 
 
 def cvae_tables(results: dict) -> dict[str, str]:
-    """Part 2a or 2b: what became of the label, its other measures, the parts of the ELBO, and how real it looks."""
+    """Part 2a or 2b: what became of the label, other measures, the parts of the ELBO, a baseline, how real it looks."""
     models, name = results["models"], f"cvae-{results['dataset']}"
     rows, measured = models | baseline_rows(results), [key for key in MEASURES if key in models["plain"]]
     first = ["wrong_label_agreement", "true_class_agreement", "source_retrieval"]
@@ -268,6 +268,8 @@ def cvae_tables(results: dict) -> dict[str, str]:
     more = [key for key in measured if key not in first and key.endswith(("agreement", "correlation"))]
     nats = [key for key in measured if key not in first + more or key == "negative_elbo"]
     tables = {name: (rows, first), f"{name}-more": (rows, more), f"{name}-elbo": (models, nats)}
+    if repainted := results.get("repainted"):
+        tables[f"{name}-repainted"] = repainted, [key for key in MEASURES if key in repainted["label_following"]]
     if realism := results.get("realism"):  # the last that a notebook measures
         tables[f"{name}-realism"] = realism, [key for key in MEASURES if key in realism["plain"]]
     return {name: measure_table(*table) for name, table in tables.items()}
