@@ -527,6 +527,13 @@ def test_a_parameter_cell_that_was_saved_with_other_values_is_no_excuse(start, t
         start()
 
 
+def test_a_tilde_is_the_home_folder(start, tmp_path, monkeypatch):
+    for name, value in {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "DATA_DIR": "~/data"}.items():
+        monkeypatch.setenv(name, value)
+    begun = start(run_dir="~/mine")
+    assert (begun.run_dir, begun.data_dir) == (tmp_path / "mine", tmp_path / "data")
+
+
 def test_a_notebook_refuses_a_run_dir_in_use(start, other_run):
     with pytest.raises(StorageError, match="is in use by another run"):
         start()
@@ -650,7 +657,10 @@ def test_publishing_writes_notebook_figures_and_numbers_of_a_pretrained_run(publ
     assert "**IoU 0.1250 ± " in (folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_publishing_a_training_copies_its_results_and_then_runs_from_them(publish):
+def test_publishing_a_training_copies_its_results_and_then_runs_from_them(publish, tmp_path):
+    for left in ("results", "pretrained"):
+        (tmp_path / "runs" / "unet" / left).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / "unet" / left / "of another run.png").touch()
     folder = publish(UNET, "--train")
     assert [cell.source for cell in nbformat.read(folder / UNET, as_version=4).cells] == ["pretrained from trained"]
     kept = {path.name for path in (folder / "Results").iterdir()}
