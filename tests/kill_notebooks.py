@@ -64,10 +64,10 @@ def torment(notebook: str, kills: int, folder: Path, seed: int = 0) -> str:
     finish(notebook, folder / "unbroken")
     length = time.monotonic() - start
     expected, hit, runs = written(folder / "unbroken" / "run" / "results"), [], 0
-    while len(hit) < kills:
+    while len(hit) < kills or (set(hit) <= {"the start", "the data"} and runs < 10):  # if it was slow
         runs += 1
         broken = folder / f"broken {runs}"
-        for _ in range(min(KILLS_IN_A_ROW, kills - len(hit))):
+        for _ in range(max(1, min(KILLS_IN_A_ROW, kills - len(hit)))):
             if not kill(begin(notebook, broken), after=moments.uniform(0, length)):
                 break  # it was through before
             hit.append(state(broken))
