@@ -64,7 +64,7 @@ def torment(notebook: str, kills: int, folder: Path, seed: int = 0) -> str:
     finish(notebook, folder / "unbroken")
     length = time.monotonic() - start
     expected, hit, runs = written(folder / "unbroken" / "run" / "results"), [], 0
-    while len(hit) < kills or (set(hit) <= {"the start", "the data"} and runs < 10):  # if it was slow
+    while len(hit) < kills or (set(hit) <= {"the start", "the data"} and runs < 10):  # a busy machine needs more
         runs += 1
         broken = folder / f"broken {runs}"
         for _ in range(max(1, min(KILLS_IN_A_ROW, kills - len(hit)))):
