@@ -1,5 +1,7 @@
 """The conditional VAE: shapes, gradients, where the label enters, that it learns, and what it refuses."""
 
+from math import exp
+
 import pytest
 import torch
 from torch import nn
@@ -48,6 +50,15 @@ def test_the_label_is_a_one_hot_vector_through_a_linear_layer_without_bias():
     model.embedding.register_forward_hook(lambda _, inputs, __: entered.append(inputs[0]))
     model(*sample(3))
     assert torch.equal(torch.stack(entered), torch.eye(10)[:3].expand(2, -1, -1))
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_one_odd_image_cannot_make_the_loss_infinite(likelihood):
+    model = ConditionalVAE((3, 16, 24), 10, LATENT, 4, 1, "both", likelihood, hidden=0)
+    model.to_code.bias.data[LATENT:] = 1000
+    terms = elbo_terms(model, *sample(5, (3, 16, 24)))
+    assert terms["kl"].item() == pytest.approx(LATENT * (exp(10) - 10 - 1) / 2, rel=0.01), "by hand, of means near 0"
+    assert terms["negative_elbo"].isfinite()
 
 
 def test_codes_are_drawn_with_the_mean_and_deviation_asked_for_and_let_gradients_through():

@@ -111,7 +111,7 @@ class ConditionalVAE(nn.Module):
         if self.encoder_sees_label:
             features = torch.cat([features, self.embed(labels, len(images))], dim=1)
         mean, log_variance = self.to_code(features).chunk(2, dim=1)
-        return mean, log_variance
+        return mean, log_variance.clamp(max=10)  # from 89 on, its exponential is infinite
 
     def reparameterise(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """A draw z = mean + deviation * noise, (N, latent_size): gradients flow through it (paper, section 2.4)."""
