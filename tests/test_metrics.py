@@ -351,4 +351,8 @@ def test_a_picture_is_repainted_in_the_means_of_its_source_by_hand():
     pictures, sources = (torch.rand(4, 3, 32, 32) / 5 + 0.4 for _ in range(2))
     tint = sources.mean((2, 3), keepdim=True) - pictures.mean((2, 3), keepdim=True)
     torch.testing.assert_close(CIFAR10.repaint(pictures, sources, 32), pictures + tint)
+    even = torch.tensor([[0.2, 0.6], [0.2, 0.6]]).repeat_interleave(16, 0).repeat_interleave(16, 1).expand(1, 3, 32, 32)
+    row = CIFAR10.repaint(torch.full((1, 3, 32, 32), 0.9), even, 16)[0, 0, 0]
+    by_hand = (0.2 + 0.4 * (torch.arange(32) - 7.5) / 16).clamp(0.2, 0.6)  # the centres lie at 7.5 and 23.5
+    torch.testing.assert_close(row, by_hand)
     assert CIFAR10.repaint(pictures, torch.ones(4, 3, 32, 32), 8).max() <= 1
