@@ -752,7 +752,7 @@ def test_a_sweeps_scores_are_published(publish, tmp_path):
     (GRID, {"recipe": "one epoch"}, r"sweep\.json is of several recipes or another image size"),
     (GRID, {"image_size": 64}, r"sweep\.json is of several recipes or another image size"),
     (GRID, {"dataset": "stand-in"}, "is of stand-in data, which is never published"),
-    ({}, {}, "holds no U-Nets"),
+    ({}, {}, "holds no runs"),
     (dict([*GRID.items()][:-1]), {}, "has 15 trainings: all eight variants with the same two or more seeds"),
     (dict([*GRID.items()][::2]), {}, "has 8 trainings: all eight variants with the same two or more seeds"),
 ])  # fmt: skip
@@ -810,6 +810,47 @@ def test_repeats_that_cannot_be_published(publish, tmp_path, runs):
     with pytest.raises(ValueError, match="the published variants are needed, with the same seeds, and not with seed 0"):
         publish("--sweep", str(file))
     assert target.read_text() == before
+
+
+def digits(*seeds, **changes):
+    """A sweep of Part 2a over seeds, all as published but for the agreement; `changes` are those of its last run."""
+    published = NUMBERS["cvae_mnist"]
+    runs = []
+    for seed, agreement in zip(seeds, (0.5, 0.75)):
+        models = {name: row | {"wrong_label_agreement": agreement} for name, row in published["models"].items()}
+        runs.append(published | {"seed": seed, "models": models})
+    runs[-1] |= changes
+    return json.dumps({"runs": runs})
+
+
+def test_digits_of_other_seeds_are_published_beside_the_published_one(publish, tmp_path):
+    file, kept = tmp_path / "sweep.json", tmp_path / "Results"
+    file.write_text(digits(2, 1))
+    publish("--sweep", str(file))
+    repeats = results.load_numbers("cvae_mnist_repeats", kept)
+    assert [row["seed"] for row in repeats["rows"]] == [1, 2]
+    assert repeats["recipe"] == NUMBERS["cvae_mnist"]["recipe"]
+    table = results.digit_repeat_tables(repeats)["cvae-mnist-label_following-repeats"]
+    assert table.startswith("|  | seed 0 | seed 1 | seed 2 | mean ± standard deviation |")
+    # 99.8 %, 75 % and 50 %: the mean is 74.9 %, the deviations are 24.9, 0.1 and 24.9 points.
+    assert "| judge reads the label sent | 99.8% | 75.0% | 50.0% | 74.9% ± 24.9% |" in table
+    assert f"| diversity | {' | '.join(['0.87'] * 3)} | 0.87 ± 0.00 |" in table
+
+
+@pytest.mark.parametrize("runs", [digits(1, 0), digits(1, 1), digits(1, 2, recipe=NUMBERS["cvae_cifar10"]["recipe"])])
+def test_digits_that_cannot_be_published(publish, tmp_path, runs):
+    file, target = tmp_path / "sweep.json", tmp_path / "Results" / "cvae_mnist_repeats.json"
+    before = target.read_text()
+    file.write_text(runs)
+    with pytest.raises(ValueError, match="one run for each seed but 0 is needed, by the published recipe"):
+        publish("--sweep", str(file))
+    assert target.read_text() == before
+
+
+def test_a_sweep_of_stand_in_digits_cannot_be_published(publish, tmp_path):
+    (tmp_path / "sweep.json").write_text(digits(1, 2, dataset="stand-in"))
+    with pytest.raises(ValueError, match="is of stand-in data, which is never published"):
+        publish("--sweep", str(tmp_path / "sweep.json"))
 
 
 ADDRESSES = {

@@ -182,6 +182,12 @@ def test_the_published_repeats_are_of_the_published_recipe_and_their_summary_is_
         assert (row["iou_mean"], row["iou_sd"]) == pytest.approx((np.mean(ious), np.std(ious, ddof=1)))
 
 
+def test_the_published_repeats_of_digits_are_of_the_published_recipe():
+    repeats = PAGES["cvae_mnist_repeats"]
+    assert repeats["recipe"] == CVAES["recipe"]
+    assert [row["seed"] for row in repeats["rows"]] == [1, 2], "else the text of notebook 02 is wrong"
+
+
 def test_a_text_gets_the_tables_that_it_has_markers_for():
     text = "a\n<!-- one -->\nold\n<!-- /one -->\nb"
     assert results.with_tables(text, {"one": r"new \1", "two": "x"}) == "a\n<!-- one -->\nnew \\1\n<!-- /one -->\nb"
@@ -249,7 +255,7 @@ def test_the_readmes_sentences_say_the_published_numbers():
         f"a classifier misreads {percent(misread)}",
         f"that alone gives {percent(misread / 9, 1)}",
         f"another architecture follows the label in {percent(vivid['wrong_label_agreement'])}",
-        f"named {percent(seen['label_following']['read_right'], 1)} of 60 outputs correctly, but only "
+        f"named {percent(seen['label_following']['read_right'], 1)} of 60 outputs correctly, and "
         f"{percent(seen['label_following']['plainly_visible'], 1)} correctly and as plainly visible",
         f"of 20 real photographs it was {percent(seen['*real*']['plainly_visible'], 1)}",
         f"Its code carries {simple['kl']:.0f} nats",

@@ -52,6 +52,15 @@ MEASURES = {  # key of the json files: (title, format)
     "bits_per_dim": ("bits per dimension", "{:.2f}"),
     "psnr": ("PSNR", "{:.1f} dB"),
 }
+REPEATED = [  # the measures of Part 2a that are shown for each seed
+    "wrong_label_agreement",
+    "source_retrieval",
+    "thickness_correlation",
+    "slant_correlation",
+    "frechet",
+    "diversity",
+    "negative_elbo",
+]
 REMEDY = "clone the course anew, leave the sizes of its networks as they are, or set pretrained to False"
 FACTORS = [  # of the eight U-Nets: (title, from, to)
     ("max pooling to strided convolution", "MP", "StrConv"),
@@ -275,6 +284,26 @@ def cvae_tables(results: dict) -> dict[str, str]:
     return {name: measure_table(*table) for name, table in tables.items()}
 
 
+def digit_measures(numbers: dict) -> dict[str, dict[str, float]]:
+    """What a run of Part 2a has measured of both VAEs on the test set."""
+    return {name: row | numbers["realism"][name] for name, row in numbers["models"].items()}
+
+
+def digit_repeat_tables(repeats: dict) -> dict[str, str]:
+    """Part 2a's two VAEs with each of their seeds."""
+    published = load_numbers("cvae_mnist")
+    runs = [{"seed": published["seed"], "models": digit_measures(published)}, *repeats["rows"]]
+    tables, seeds = {}, [f"seed {run['seed']}" for run in runs]
+    for model in published["models"]:
+        table = [["", *seeds, "mean ± standard deviation"]]
+        for key in REPEATED:
+            values = [run["models"][model][key] for run in runs]
+            spread = f"{formatted(key, mean(values))} ± {formatted(key, stdev(values))}"
+            table.append([MEASURES[key][0], *(formatted(key, value) for value in values), spread])
+        tables[f"cvae-mnist-{model}-repeats"] = markdown_table(table)
+    return tables
+
+
 def baseline_rows(results: dict) -> dict[str, dict[str, float]]:
     """The baselines' rows, marked as such."""
     return {f"*baseline: {NAMES.get(name, name)}*": row for name, row in results["baselines"].items()}
@@ -287,6 +316,7 @@ TABLES = {
     "unet_wide": width_tables,
     "cvae_mnist": cvae_tables,
     "cvae_cifar10": cvae_tables,
+    "cvae_mnist_repeats": digit_repeat_tables,
 }
 
 
