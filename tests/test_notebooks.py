@@ -802,16 +802,6 @@ def test_repeats_of_another_recipe_than_the_published_one_go(publish, tmp_path):
     assert results.load_numbers("unet_repeats", kept)["seeds"] == [7]
 
 
-@pytest.mark.parametrize("runs", [repeats_of(0.5, 0), sweep_of({(FOUR[0], 1): 0.5}, **AGAIN)])
-def test_repeats_that_cannot_be_published(publish, tmp_path, runs):
-    file, target = tmp_path / "sweep.json", tmp_path / "Results" / "unet_repeats.json"
-    before = target.read_text()
-    file.write_text(runs)
-    with pytest.raises(ValueError, match="the published variants are needed, with the same seeds, and not with seed 0"):
-        publish("--sweep", str(file))
-    assert target.read_text() == before
-
-
 def digits(*seeds, **changes):
     """A sweep of Part 2a over seeds, all as published but for the agreement; `changes` are those of its last run."""
     published = NUMBERS["cvae_mnist"]
@@ -837,20 +827,25 @@ def test_digits_of_other_seeds_are_published_beside_the_published_one(publish, t
     assert f"| diversity | {' | '.join(['0.87'] * 3)} | 0.87 ± 0.00 |" in table
 
 
-@pytest.mark.parametrize("runs", [digits(1, 0), digits(1, 1), digits(1, 2, recipe=NUMBERS["cvae_cifar10"]["recipe"])])
-def test_digits_that_cannot_be_published(publish, tmp_path, runs):
-    file, target = tmp_path / "sweep.json", tmp_path / "Results" / "cvae_mnist_repeats.json"
+FOUR_NEEDED = "the published variants are needed, with the same seeds, and not with seed 0"
+SEEDS_NEEDED = "one run for each seed but 0 is needed, by the published recipe"
+
+
+@pytest.mark.parametrize(("part", "runs", "message"), [
+    ("unet", repeats_of(0.5, 0), FOUR_NEEDED),
+    ("unet", sweep_of({(FOUR[0], 1): 0.5}, **AGAIN), FOUR_NEEDED),
+    ("cvae_mnist", digits(1, 0), SEEDS_NEEDED),
+    ("cvae_mnist", digits(1, 1), SEEDS_NEEDED),
+    ("cvae_mnist", digits(1, 2, recipe=NUMBERS["cvae_cifar10"]["recipe"]), SEEDS_NEEDED),
+    ("cvae_mnist", digits(1, 2, dataset="stand-in"), "is of stand-in data, which is never published"),
+])  # fmt: skip
+def test_repeats_that_cannot_be_published(publish, tmp_path, part, runs, message):
+    file, target = tmp_path / "sweep.json", tmp_path / "Results" / f"{part}_repeats.json"
     before = target.read_text()
     file.write_text(runs)
-    with pytest.raises(ValueError, match="one run for each seed but 0 is needed, by the published recipe"):
+    with pytest.raises(ValueError, match=message):
         publish("--sweep", str(file))
     assert target.read_text() == before
-
-
-def test_a_sweep_of_stand_in_digits_cannot_be_published(publish, tmp_path):
-    (tmp_path / "sweep.json").write_text(digits(1, 2, dataset="stand-in"))
-    with pytest.raises(ValueError, match="is of stand-in data, which is never published"):
-        publish("--sweep", str(tmp_path / "sweep.json"))
 
 
 ADDRESSES = {
