@@ -197,8 +197,8 @@ def agreement(judge: nn.Module, outputs: Tensor, swapped: Tensor, labels: Tensor
 def retrieved(codes: Tensor, sources: Tensor) -> Tensor:
     """Whether each output's code is nearer (Euclidean) to its own source's than to those of 99 others: bool (N,).
 
-    The candidates are the sources in the same hundred of rows; chance is 1 %. Output and candidates are encoded with
-    the same label, so that the label gives nothing away. Both are (N, latent size), N a multiple of 100.
+    The candidates are the sources in the same hundred of rows; chance is 1 %. Both are (N, latent size), N a multiple of
+    100.
     """
     check_same_shape(codes=codes, sources=sources)
     if not len(codes) or len(codes) % 100:
