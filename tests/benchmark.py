@@ -1,4 +1,4 @@
-"""How fast the course is, and how near to what the machine can do: `python tests/benchmark.py [--publish]`.
+"""How fast the course is, and how near to what the machine can do: `python tests/benchmark.py [--publish]`, on Linux.
 
 Four workers, each a process of its own, take turns, so that a slow minute of the machine hits all four. `COMPARED`,
 which also heads the page of results, says what they are. Nothing else should run on the machine meanwhile.

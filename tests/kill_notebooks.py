@@ -136,7 +136,7 @@ def state(folder: Path) -> str:
 def written(results: Path) -> dict[str, object]:
     """What a run has left: weights as bytes, and numbers but for times, by the names of their files."""
     weights = {path.name: path.read_bytes() for path in sorted(results.glob("*.pt"))}
-    return weights | {path.name: timeless(json.loads(path.read_text())) for path in sorted(results.glob("*.json"))}
+    return weights | {path.name: timeless(json.loads(path.read_bytes())) for path in sorted(results.glob("*.json"))}
 
 
 def timeless(content: object) -> object:

@@ -182,7 +182,7 @@ DAMAGES = [  # set, file, what becomes of its bytes (None: it is deleted), messa
         ("oxford-iiit-pet", f"{TRIMAPS}/Breed_test_4.png", partial(in_mode, mode), f"test_4.png has the mode {shown}")
         for mode, shown in (("RGB", "RGB"), ("I;16", "I(;16)?, a trimap"))  # older Pillow says I
     ),
-    ("cifar10", f"{CIFAR_ROOT}/test/dog", None, "test holds 2 airplane, .* 0 dog, .*; each class must have as many"),
+    ("cifar10", f"{CIFAR_ROOT}/test/dog", None, "test holds 2 airplane, .* 0 dog, .*; each class needs as many"),
     ("cifar10", f"{CIFAR_ROOT}/train/ship/0001.png", None, "train holds 4 airplane, .* 3 ship, 4 truck; each class"),
     ("cifar10", f"{CIFAR_ROOT}/train", None, "train holds 0 airplane, "),
     ("cifar10", f"{CIFAR_ROOT}/test/frog/0001.png", lambda b: b[:60], "frog/0001.png cannot be read"),

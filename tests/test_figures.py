@@ -271,7 +271,7 @@ def test_plots_take_any_number_of_pictures_and_epochs(tmp_path, count):
         figures.plot_image_table(unit, ["row"], [""] * count, "title", "stand-in"),
         figures.plot_elbo_curves({"plain": [row] * count}, "stand-in"),
     ):
-        figures.save(figure, tmp_path / "figure.png")
+        figure.savefig(tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 1000
 
 

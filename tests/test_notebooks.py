@@ -114,6 +114,7 @@ def test_a_published_notebook_shows_the_published_numbers_and_nothing_of_a_machi
     shown = json.dumps(outputs(ROOT / notebook))
     assert not re.findall(r"""(?<=[ '"(])/(?:work|root|home|tmp|opt|Users)/[^ '"]+""", shown)
     content = nbformat.read(ROOT / notebook, as_version=4)
+    assert all(cell.execution_count for cell in cells(ROOT / notebook, "code"))
     assert not [part for part in [content, *content.cells] if {"papermill", "execution"} & part.metadata.keys()]
 
 
@@ -436,10 +437,12 @@ def test_a_run_whose_scheduler_is_gone_has_failed_whatever_an_earlier_sweep_left
 
 
 def test_each_run_of_a_sweep_has_a_folder_of_its_own(tmp_path):
-    plan = [(UNET, {"image_folder": name}) for name in ("my/pets", "my-pets", "my pets", "x" * 300)]
+    plan = [(UNET, {"image_folder": name}) for name in ("my/pets", "my-pets", "my pets", "x" * 300, "写真", "犬" * 200)]
     runs = run.places(plan, tmp_path, quick=False)
     assert [*runs.values()] == plan
-    assert max(len(place.name) for place in runs) < 200
+    assert max(len(place.name.encode()) for place in runs) < 120
+    with pytest.raises(ParameterError, match=r"each combination once, and .*'my pets'.* is there twice"):
+        run.places(plan + plan[2:3], tmp_path, quick=False)
 
 
 def test_a_notebook_needs_no_more_than_its_setup_cell_installs():
@@ -504,8 +507,10 @@ def test_a_notebook_refuses_values_that_make_no_sense_and_data_that_is_not_the_p
         start(dataset="stand-in")
     with pytest.raises(PublishedError, match=r"with epochs = 50, batch_size = 256: leave it so, or set pretrained to"):
         start(batch_size=8, epochs=2)
-    with pytest.raises(ParameterError, match=r"digit_image = 'absent\.png': there is no such file or folder"):
+    with pytest.raises(ParameterError, match=r"digit_image = 'absent\.png': there is no such file"):
         start(digit_image="absent.png")
+    with pytest.raises(ParameterError, match="there is no such file"):
+        start(digit_image=str(ROOT))  # a folder
 
 
 @pytest.mark.parametrize(
@@ -556,7 +561,8 @@ def test_a_training_run_trains_once_and_saves_what_it_made(start, tmp_path, caps
     assert (numbers["dataset"], numbers["answer"], numbers["seed"]) == ("stand-in", 42, 0)
     assert numbers["recipe"].keys() == NUMBERS["cvae_mnist"]["recipe"].keys()
     assert numbers["seconds"].keys() == {"line", "trial"}
-    assert results.load_trainings("cvae_mnist", tmp_path / "results") == {"line": training}
+    trainings = results.load_numbers("cvae_mnist_trainings", tmp_path / "results")["trainings"]
+    assert trainings == {"line": training._asdict()}
     assert (tmp_path / "results" / "cvae_mnist_line.pt").exists()
     with pytest.raises(CheckpointError, match="seed: 0 there, 1 now"):
         start(dataset="stand-in", pretrained=False, seed=1).train("line", pair, *arguments, **recipe)
@@ -748,6 +754,13 @@ def test_a_sweeps_scores_are_published(publish, tmp_path):
     assert tables["unet-effects"].endswith("| BCE to Dice loss | −0.0625 | +0.0625 | +0.0000 ± 0.0625 |")
 
 
+@pytest.mark.parametrize("more", [["--train"], [UNET]])
+def test_scores_alone_are_published_without_a_training_and_without_notebooks(publish, tmp_path, capsys, more):
+    with pytest.raises(SystemExit):
+        publish("--sweep", str(tmp_path / "absent.json"), *more)
+    assert "--sweep and --wide take scores alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("scores", "changes", "message"), [
     (GRID, {"recipe": "one epoch"}, r"sweep\.json is of several recipes or another image size"),
     (GRID, {"image_size": 64}, r"sweep\.json is of several recipes or another image size"),
@@ -828,6 +841,9 @@ def test_vaes_of_other_seeds_are_published_beside_the_published_one(publish, tmp
     table = results.cvae_repeat_tables(repeats)[f"{part.replace('_', '-')}-label_following-repeats"]
     assert table.startswith("|  | seed 0 | seed 1 | seed 2 | mean ± standard deviation |")
     assert f"| judge reads the label sent | {agreement} |" in table
+    file.write_text(vaes(part, 3))
+    publish("--sweep", str(file))
+    assert [row["seed"] for row in results.load_numbers(f"{part}_repeats", kept)["rows"]] == [1, 2, 3]
     assert f"| diversity | {' | '.join(['0.87'] * 3)} | 0.87 ± 0.00 |" in table
 
 

@@ -128,7 +128,7 @@ def test_wrong_labels_spread_over_the_other_nine():
 # --- What is refused, and how -----------------------------------------------------------------------------------------
 
 BYTES, FLOATS, LABELS = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.rand(4, 1, 8, 8), torch.arange(4)
-TRIMAPS, TRUE, NONE = BYTES + PET, BYTES == 0, torch.zeros(0, dtype=torch.int64)
+TRIMAPS, TRUE = BYTES + PET, BYTES == 0
 CODES = torch.rand(100, 3)
 CLASSIFIER = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
 REFUSED = [

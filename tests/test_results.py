@@ -40,22 +40,24 @@ def build(features=3):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
     """A published part with one network, "judge"."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
     numbers = {"dataset": "mnist", "answer": 42}
     results.save_results(tmp_path, "digits", numbers, {"judge": TRAINING}, {"judge": build()})
     return tmp_path
 
 
-def load_all(folder, features=3):
-    """All that `folder` holds."""
+def load_all(features=3):
+    """All that is published of "digits"."""
     model = nn.Sequential(nn.Linear(2, features), nn.BatchNorm1d(features))
-    weights = load_weights("digits", "judge", model, folder)
-    return weights, load_numbers("digits", folder), results.load_trainings("digits", folder)
+    weights = load_weights("digits", "judge", model)
+    return weights, load_numbers("digits"), results.load_trainings("digits")
 
 
-def test_what_a_run_saves_comes_back_in_half_precision(folder):
-    model, numbers, trainings = load_all(folder)
+@pytest.mark.usefixtures("folder")
+def test_what_a_run_saves_comes_back_in_half_precision():
+    model, numbers, trainings = load_all()
     assert numbers == {"dataset": "mnist", "answer": 42}
     assert trainings == {"judge": TRAINING}
     assert not model.training
@@ -83,20 +85,20 @@ def test_rounding_is_to_half_precision_spares_counters_and_changes_nothing_twice
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(PublishedError, match=f"{name} is missing: .* or set pretrained to False"):
-        load_all(folder)
+        load_all()
 
 
 def test_damaged_files_and_other_sizes_are_named(folder):
     with pytest.raises(PublishedError, match=r"digits_judge\.pt is of a network of another size"):
-        load_all(folder, features=4)
+        load_all(features=4)
     weights = folder / "digits_judge.pt"
     weights.write_bytes(weights.read_bytes()[:-300])
     with pytest.raises(PublishedError, match=r"digits_judge\.pt is damaged: clone the course anew"):
-        load_all(folder)
+        load_all()
     for text in ("", "{", '{"dataset": '):
         (folder / "digits.json").write_text(text)
         with pytest.raises(PublishedError, match=r"digits\.json is damaged: clone the course anew"):
-            load_numbers("digits", folder)
+            load_numbers("digits")
 
 
 def test_every_file_of_weights_is_a_network_that_can_be_loaded():

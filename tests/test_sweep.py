@@ -14,7 +14,7 @@ from distributed import Client
 from tests.files import ONE_THREAD, ROOT
 from tests.kill_notebooks import written
 from utils.files import load_tensors
-from utils.results import load_numbers, load_trainings
+from utils.results import load_numbers
 
 UNET = "01_unet_segmentation.ipynb"
 SMALL = {"image_size": 32, "size_schedule": [[32, 8]], "batch_size": 8, "base_channels": 4, "depth": 2}
@@ -71,14 +71,14 @@ def test_a_killed_worker_costs_nothing(cluster, start):
     assert not list(FOLDER.glob("*/run/results/*.json")), "too late"
     workers[0].kill()
     assert sweep.wait() == 0
-    runs = json.loads((FOLDER / "sweep.json").read_text())["runs"]
+    runs = json.loads((FOLDER / "sweep.json").read_bytes())["runs"]
     assert [row["parameters"]["variants"] for row in runs] == [[variant] for variant in VARIANTS]
     killed = {}
     for variant, row in zip(VARIANTS, runs):
         [place] = FOLDER.glob(f"*{variant}*")
         folder = place / "run" / "results"
         assert row["variants"] == load_numbers("unet", folder)["variants"]
-        seconds = load_trainings("unet", folder)[variant].seconds
+        seconds = load_numbers("unet_trainings", folder)["trainings"][variant]["seconds"]
         assert seconds[: len(done[variant])] == done[variant], "begun anew"
         killed[folder] = written(folder)
     shutil.rmtree(FOLDER)

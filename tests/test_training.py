@@ -293,7 +293,7 @@ def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept(checkpoint):
             model.weight.register_hook(lambda gradient: gradient * math.nan)
         return squared_error(model, batch, step)
 
-    with pytest.raises(DivergedError, match=r"weights are no numbers after epoch 3; .*checkpoint is .*line\.pt"):
+    with pytest.raises(DivergedError, match=r"weights became NaN or infinite in epoch 3; .*checkpoint is .*line\.pt"):
         train(checkpoint, loss=loss)
     state = load_tensors(checkpoint)
     assert len(state["history"]) == 2
@@ -324,12 +324,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(checkpoint):
 
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_too_short_a_training_is_refused(checkpoint, epochs):
-    with pytest.raises(ValueError, match=f"{epochs} epochs of 5 batches: 10 steps are needed at the least"):
+    with pytest.raises(ValueError, match=f"{epochs} epochs of 5 batches: at least 10 steps are needed"):
         train(checkpoint, epochs=epochs)
     assert not list(checkpoint.parent.iterdir())
 
 
-# --- The real thing: a U-Net, a process of its own, SIGKILL -----------------------------------------------------------
+# --- The real thing: a U-Net ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", ["MP+Tr+BCE", "StrConv+Ups+Dice"])  # each layer and loss once

@@ -185,13 +185,19 @@ def read_pets(root: Path, part: str, image_size: int) -> Split:
 
 def read_image_folder(root: Path, part: str) -> Split:
     """One half of an image folder in the layout of CIFAR-10, class by class."""
-    paths = [sorted((root / part / name).glob("[!.]*.*")) for name in CIFAR10_CLASSES]
+    paths = [files_in(root / part / name) for name in CIFAR10_CLASSES]
     counts = [len(some) for some in paths]
     if len(set(counts)) > 1 or not counts[0]:
         found = ", ".join(f"{count} {name}" for name, count in zip(CIFAR10_CLASSES, counts))
-        raise DataError(f"{root / part} holds {found}; each class must have as many")
+        raise DataError(f"{root / part} holds {found}; each class needs as many")
     images = decoded(root, part, [(path,) for some in paths for path in some], 32)
     return Split(images, torch.arange(CLASSES).repeat_interleave(counts[0]))
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder, by name, except hidden ones."""
+    hidden = ("desktop.ini", "Thumbs.db")  # by Windows, without a dot
+    return sorted(path for path in folder.glob("[!.]*") if path.is_file() and path.name not in hidden)
 
 
 def decoded(root: Path, part: str, items: list[tuple[Path, ...]], side: int) -> Tensor:
@@ -313,7 +319,7 @@ class Batches:
             steps.append(self.augment)
         chosen = order.split(self.batch_size)[: len(self)]
         batches = (transformed(self.split.images[rows], self.split.targets[rows], steps) for rows in chosen)
-        while ready := list(islice(batches, 8)):  # between two steps, the processor forgets how to make a batch
+        while ready := list(islice(batches, 8)):  # one by one, between training steps, takes longer
             yield from ready
 
 

@@ -1,7 +1,7 @@
 """Every figure of the course: plots of data and results, and drawings of the networks.
 
-Colours are those of Okabe and Ito (2008), which readers with any common colour vision tell apart. In a drawing one data
-unit is one inch on the page, so that a label that clears its neighbours in one figure clears them in every other.
+Most colours are those of Okabe and Ito (2008), which readers with any common colour vision tell apart. In a drawing one
+data unit is one inch on the page, so that a label that clears its neighbours in one figure clears them in every other.
 """
 
 import ast
@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from itertools import chain, pairwise
 from math import log2, prod, sqrt
-from pathlib import Path
 from textwrap import dedent
 
 import matplotlib.pyplot as plt
@@ -24,8 +23,7 @@ from matplotlib.patches import Ellipse, Rectangle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.data import BACKGROUND, BORDER, PET
-from utils.files import write_atomically
+from utils.data import BORDER, PET, foreground
 
 BLACK, GREY, WHITE = "#000000", "#737373", "#FFFFFF"
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -37,11 +35,6 @@ def titled(figure: Figure, title: str, dataset: str) -> Figure:
     """Give the figure its title, and say in capitals when it does not show real data."""
     figure.suptitle(f"STAND-IN DATA: {title}" if dataset == "stand-in" else title, fontsize=15)
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, atomically."""
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=70))
 
 
 def show_source(*parts: Callable) -> None:
@@ -110,7 +103,7 @@ def plot_predictions(images, names, predicted: dict, title: str, dataset: str, t
     """
     rows = [[(image, {}, name)] for image, name in zip(images, names)]
     for i, row in enumerate(rows):
-        truth = torch.ones_like(images[i][0], dtype=torch.bool) if trimaps is None else trimaps[i, 0] != BACKGROUND
+        truth = torch.ones_like(images[i][0], dtype=torch.bool) if trimaps is None else foreground(trimaps[i, 0])
         row += [] if trimaps is None else [(images[i], trimap_layers(trimaps[i]), "")]
         for variant, masks in predicted.items():
             found, missed = masks[i][0] & truth, truth & ~masks[i][0] & (trimaps is not None)
@@ -305,7 +298,7 @@ def draw_unet(model: nn.Module, image_size: int, skips: bool = True) -> Figure:
 
 
 def draw_halves(model: nn.Module, vertical: tuple[float, float], title: str) -> tuple[Axes, dict, list[Rectangle]]:
-    """Image and encoder on the left, decoder and reconstruction on the right: the page, the shapes, and the boxes."""
+    """Image and encoder left, decoder and reconstruction right, of a model with hidden layers: page, shapes, boxes."""
     shapes = output_shapes(model, torch.zeros(1, *model.image_shape), torch.zeros(1, dtype=torch.int64))
     left = ["image", *(f"encoder.{i}" for i in range(len(model.encoder) - 1)), "to_code.0"]
     right = ["from_code.0", *(f"decoder.{i}" for i in range(len(model.decoder)))]

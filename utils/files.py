@@ -47,7 +47,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 def of_system(error: Exception) -> bool:
     """Whether the system failed (no permission, no memory, too many open files, ...), so that a file may be intact."""
-    return isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, EINVAL)  # broken files seek so
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, EINVAL)  # a broken file's seek
 
 
 def save_tensors(path: Path, content: dict) -> None:
@@ -90,7 +90,7 @@ def folder_lock(folder: Path, patience: float = -1) -> Iterator[None]:
     """Hold a folder, made if absent, that other processes write into as well; a killed process lets go of it.
 
     What killed processes have left unfinished is deleted. A folder that cannot be written to is not held, nor is one
-    that cannot be locked, of which a warning tells. `patience` is how many seconds to wait for another process, without
+    that cannot be locked; a warning says so. `patience` is how many seconds to wait for another process, without
     end if negative; then StorageError is raised.
     """
     lock = FileLock(folder / LOCK)

@@ -1,4 +1,4 @@
-"""Losses, on logits. Each is computed in float32, also where the model ran in a lower precision."""
+"""Losses. Each is computed in float32, also where the model ran in a lower precision."""
 
 from math import log, pi
 

@@ -48,7 +48,7 @@ def confusion(predicted: Tensor, target: Tensor, counted: Tensor | None = None) 
     counted = torch.ones_like(target) if counted is None else counted
     check_same_shape(predicted=predicted, target=target)
     check_same_shape(counted=counted, target=target)
-    if {predicted.dtype, target.dtype, counted.dtype} != {torch.bool}:
+    if {predicted.dtype, target.dtype} != {torch.bool}:
         remedy = "set a threshold, or take the foreground of trimaps"
         raise ValueError(f"masks are {predicted.dtype} and {target.dtype}, expected torch.bool: {remedy}")
     return in_parts(count_cells, predicted, target, counted, size=256)  # to add up bools, torch makes an int64 of each
@@ -197,8 +197,8 @@ def agreement(judge: nn.Module, outputs: Tensor, swapped: Tensor, labels: Tensor
 def retrieved(codes: Tensor, sources: Tensor) -> Tensor:
     """Whether each output's code is nearer (Euclidean) to its own source's than to those of 99 others: bool (N,).
 
-    The candidates are the sources in the same hundred of rows; chance is 1 %. Both are (N, latent size), N a multiple of
-    100.
+    The candidates are the sources in the same hundred of rows; chance is 1 %. Both are (N, latent size), where N is a
+    multiple of 100.
     """
     check_same_shape(codes=codes, sources=sources)
     if not len(codes) or len(codes) % 100:

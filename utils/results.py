@@ -105,12 +105,12 @@ def build_network(part: str, name: str, recipe: dict) -> nn.Module:
     return build_picture_vae(*sizes, *(("both", 0) if name == "plain" else ("decoder", recipe["hidden"])))
 
 
-def load_weights(part: str, name: str, model: nn.Module, folder: Path | None = None) -> nn.Module:
+def load_weights(part: str, name: str, model: nn.Module) -> nn.Module:
     """The model with its published weights, in evaluation mode.
 
     PublishedError if they are missing or damaged, or those of a network of another size.
     """
-    path = (folder or RESULTS) / f"{part}_{name}.pt"
+    path = RESULTS / f"{part}_{name}.pt"
     if not path.is_file():
         raise PublishedError(f"{path} is missing: {REMEDY}")
     try:
@@ -132,9 +132,9 @@ def load_numbers(part: str, folder: Path | None = None) -> dict:
         raise PublishedError(f"{path} is {found}: {REMEDY}") from error
 
 
-def load_trainings(part: str, folder: Path | None = None) -> dict[str, Training]:
+def load_trainings(part: str) -> dict[str, Training]:
     """How the trainings of a part's networks went, by name; errors as in `load_numbers`."""
-    trainings = load_numbers(f"{part}_trainings", folder)["trainings"]
+    trainings = load_numbers(f"{part}_trainings")["trainings"]
     return {name: Training(**training) for name, training in trainings.items()}
 
 
@@ -288,7 +288,7 @@ def cvae_tables(results: dict) -> dict[str, str]:
 
 
 def cvae_measures(numbers: dict) -> dict[str, dict[str, float]]:
-    """What a run of Part 2 has measured of both VAEs on the test set; on most images, where it has measured twice."""
+    """What a run of Part 2 has measured of both VAEs on the test set; where twice, then on more images."""
     repainted = numbers.get("repainted", {})
     return {name: repainted.get(name, {}) | numbers["realism"][name] | row for name, row in numbers["models"].items()}
 

@@ -28,7 +28,7 @@ from matplotlib_inline.config import InlineBackend
 from torch import nn
 from tqdm import tqdm
 
-from utils import figures, results
+from utils import results
 from utils.files import lock_run_dir, save_json, write_atomically
 from utils.results import NOTEBOOKS, ROOT, PublishedError
 from utils.training import Training, best_device, best_precision, fit
@@ -51,7 +51,7 @@ QUICK = {
 }
 NOT_RECIPE = ("dataset", "pretrained", "image_size", "variants", "seed")  # what is run, not how it is trained
 NOT_RECIPE += ("image_folder", "digit_image", "run_dir", "repo_url")
-LONGEST_NAME = 150  # of a folder, in characters; file systems allow 255 bytes
+LONGEST_NAME = 100  # of a folder, in characters; Windows allows 260 for a whole path
 LARGEST = 2**32 - 1  # of a parameter; seeds of epochs are made of larger multiples, which have to fit in 64 bits
 
 
@@ -117,7 +117,7 @@ class Run:
     def train(
         self, name: str, model: nn.Module, *arguments, settings: dict, network: nn.Module | None = None, **recipe
     ):
-        """A trained network and how its training went: `fit` with its checkpoint in run_dir or, pretrained, published.
+        """A trained network and how its training went: by `fit`, or the published ones.
 
         `network` is the part of the model that is kept, by default all of it. The other arguments are those of `fit`;
         data set and seed are added to its `settings`.
@@ -135,7 +135,7 @@ class Run:
     def show(self, figure: Figure, name: str = "") -> None:
         """Show a figure; one with a name is saved, too."""
         if name:
-            figures.save(figure, self.results_dir / name)
+            write_atomically(self.results_dir / name, lambda temporary: figure.savefig(temporary, dpi=70))
         plt.show()
 
     def save_results(self, numbers: dict, trainings: dict[str, Training], networks: dict[str, nn.Module]) -> dict:
@@ -169,9 +169,10 @@ def start(notebook: str, names: dict[str, Any]) -> Run:
     if changed := [f"{name} = {value}" for name, value in trained_with.items() if value != recipe[name]]:
         theirs = f"the published networks were trained with {', '.join(changed)}"
         raise PublishedError(f"{theirs}: leave it so, or set pretrained to False")
-    for name in ("image_folder", "digit_image"):  # used at the end, hours later if all is trained
-        if not Path(names.get(name, "")).expanduser().exists():
-            raise ParameterError(f"{name} = {names[name]!r}: there is no such file or folder")
+    for name, kind in {"image_folder": "folder", "digit_image": "file"}.items():  # used at the end, perhaps hours later
+        path = Path(names.get(name, "")).expanduser()
+        if names.get(name) and not (path.is_dir() if kind == "folder" else path.is_file()):
+            raise ParameterError(f"{name} = {names[name]!r}: there is no such {kind}")
     folder, data_dir = lock_run_dir(Path(names["run_dir"]).expanduser()), Path(os.environ.get("DATA_DIR", "data"))
     about = PARTS[notebook], dataset, names["seed"], recipe, published, best_device()
     run = Run(*about, folder, folder / ("pretrained" if published else "results"), data_dir.expanduser())
@@ -315,9 +316,11 @@ def places(plan: list[tuple[str, dict]], folder: Path, quick: bool) -> dict[Path
     """A folder for each run of a sweep, named after its parameters."""
     runs = {}
     for name, parameters in plan:
+        if (name, parameters) in runs.values():
+            raise ParameterError(f"a sweep runs each combination once, and {parameters} is there twice")
         usual = QUICK[name] if quick else {}  # what every run has need not stand in each name
         told = " ".join(f"{key} {value}" for key, value in parameters.items() if value != usual.get(key))
-        place = folder / re.sub(r"[^\w.+]+", "-", f"{PARTS[name]} {told}").strip("-")
+        place = folder / re.sub(r"[^\w.+]+", "-", f"{PARTS[name]} {told}", flags=re.ASCII).strip("-")
         if place in runs or len(place.name) > LONGEST_NAME:
             place = folder / f"{place.name[:LONGEST_NAME]}-{crc32(told.encode()):08x}"
         runs[place] = (name, parameters)

@@ -73,7 +73,7 @@ def fit(
 
     Where a checkpoint exists already, training goes on from it, on the same CPU to exactly the numbers of an unbroken
     run (a GPU's own sums vary from run to run); a finished one is only loaded. The optimiser is AdamW (Loshchilov and
-    Hutter 2019) on a one-cycle schedule (Smith 2018) or, with a momentum given, Muon at a rate that falls in a line to
+    Hutter 2019) on a one-cycle schedule (Smith 2018) or, with a momentum given, Muon at a rate that falls linearly to
     zero: its first step is as long as the rate says, so that there is nothing to warm up.
 
     Args:
@@ -100,7 +100,7 @@ def fit(
     """
     steps, device = epochs * len(batches), next(model.parameters()).device
     if steps < 10:  # with fewer, the warm-up of the one-cycle schedule has none
-        raise ValueError(f"{epochs} epochs of {len(batches)} batches: 10 steps are needed at the least")
+        raise ValueError(f"{epochs} epochs of {len(batches)} batches: at least 10 steps are needed")
     optimiser, schedule = build_optimiser(model, steps, learning_rate, weight_decay, momentum)
     recipe = {"epochs": epochs, "learning_rate": learning_rate, "weight_decay": weight_decay, "momentum": momentum}
     settings = {**settings, **recipe, "max_grad_norm": max_grad_norm}
@@ -179,12 +179,12 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
 
 
 def refuse_divergence(model: nn.Module, losses: Tensor, epoch: int, checkpoint: Path) -> None:
-    """Raise DivergedError if one of an epoch's losses, (steps,), or of the model's weights is no number."""
+    """Raise DivergedError if one of an epoch's losses, (steps,), or of the model's weights is NaN or infinite."""
     if not (finite := losses.isfinite()).all():
         first = finite.int().argmin().item()
         found = f"the loss became {losses[first].item()} in step {first + 1} of epoch {epoch + 1}"
     elif not all(weights.isfinite().all() for weights in model.parameters()):  # the last step has no loss after it
-        found = f"weights are no numbers after epoch {epoch + 1}"
+        found = f"weights became NaN or infinite in epoch {epoch + 1}"
     else:
         return
     last = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
@@ -203,7 +203,7 @@ def record(state: dict, row: dict[str, float], seconds: float, model: nn.Module)
 
 
 def load_checkpoint(checkpoint: Path, settings: dict) -> dict:
-    """The state of a training with these settings, to be gone on with by this torch, or a CheckpointError."""
+    """The state of a training with these settings, for this version of torch to continue, or a CheckpointError."""
     state = load_tensors(checkpoint)
     if not {"settings", "torch", "history", "model"} <= state.keys():
         raise CheckpointError(f"{checkpoint} is no checkpoint of a training: delete it or move it away")
