@@ -242,6 +242,8 @@ def test_the_readmes_sentences_say_the_published_numbers():
     guess = UNETS["baselines"]["mean_mask"]["iou"]
     seeds = [CVAES["models"], *(row["models"] for row in PAGES["cvae_mnist_repeats"]["rows"])]
     found = [models["label_following"]["source_retrieval"] for models in seeds]
+    seeds = [COLOURED["models"], *(row["models"] for row in PAGES["cvae_cifar10_repeats"]["rows"])]
+    follows = [models["label_following"]["wrong_label_agreement"] for models in seeds]
     narrow, wide = (numbers["variants"]["MP+Tr+BCE"]["iou"] for numbers in (UNETS, PAGES["unet_wide"]))
     for sentence in (
         f"mean IoU over three seeds {min(ious):.3f} to {max(ious):.3f}, against {guess:.2f}",
@@ -267,6 +269,7 @@ def test_the_readmes_sentences_say_the_published_numbers():
         f"Its code carries {simple['kl']:.0f} nats",
         f"Of the {simple['psnr'] - vivid['psnr']:.1f} dB of PSNR between the two models",
         f"Of these, {percent(look_up['wrong_label_agreement'], 1)} read as the label sent",
+        f"it is {100 * np.mean(follows):.1f} ± {100 * np.std(follows, ddof=1):.1f} %",
         f"the model's own encoder finds the source of {percent(look_up['source_retrieval'], 1)}",
         f"a Fréchet distance of {COLOURED['realism'][name]['frechet']:.0f}, "
         f"the model {COLOURED['realism']['label_following']['frechet']:.0f}",

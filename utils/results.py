@@ -186,7 +186,7 @@ def measure_table(rows: dict[str, dict[str, float]], keys: list[str]) -> str:
 def formatted(key: str, value: float) -> str:
     """One measure with its unit."""
     text = MEASURES[key][1].format(value)
-    return "0.00" if text == "-0.00" else text
+    return "0.00" if text == "-0.00" else text.replace("-", "−")
 
 
 def unet_tables(results: dict) -> dict[str, str]:
