@@ -269,7 +269,7 @@ def test_the_readmes_sentences_say_the_published_numbers():
         f"Its code carries {simple['kl']:.0f} nats",
         f"Of the {simple['psnr'] - vivid['psnr']:.1f} dB of PSNR between the two models",
         f"Of these, {percent(look_up['wrong_label_agreement'], 1)} read as the label sent",
-        f"it is {100 * np.mean(follows):.1f} ± {100 * np.std(follows, ddof=1):.1f} %",
+        f"the share is {100 * np.mean(follows):.1f} ± {100 * np.std(follows, ddof=1):.1f} %",
         f"the model's own encoder finds the source of {percent(look_up['source_retrieval'], 1)}",
         f"a Fréchet distance of {COLOURED['realism'][name]['frechet']:.0f}, "
         f"the model {COLOURED['realism']['label_following']['frechet']:.0f}",
