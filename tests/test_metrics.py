@@ -14,7 +14,7 @@ from tests.files import definitions
 from utils import metrics, training
 from utils.cvae import ConditionalVAE
 from utils.data import BACKGROUND, BORDER, PET, normalise
-from utils.losses import bernoulli_loss, kl_loss
+from utils.losses import bce_loss, bernoulli_loss, dice_loss, kl_loss
 from utils.results import NOTEBOOKS
 
 UNET, MNIST, CIFAR10 = map(definitions, NOTEBOOKS.values())
@@ -59,6 +59,21 @@ def test_baselines_by_hand():
     rows = UNET.baseline_scores(train, test)
     assert rows["all_foreground"]["iou"] == pytest.approx(1 / 4)
     assert rows["mean_mask"]["iou"] == pytest.approx(1 / 2)
+
+
+def test_shares_of_the_pixels_of_which_a_network_is_sure_and_wrong():
+    """Five of eight pixels are wrong, three of them with p beyond 0.1 or 0.9."""
+    p = torch.tensor([0.95, 0.95, 0.05, 0.6, 0.5, 0.02, 0.98, 0.3]).view(2, 1, 2, 2)
+    truth = torch.tensor([1, 0, 1, 0, 1, 0, 0, 1]).view(2, 1, 2, 2).bool()
+    # The gradient of BCE is |p - t| / N: 0.95 + 0.95 + 0.98 of 0.05 + 0.95 + 0.95 + 0.6 + 0.5 + 0.02 + 0.98 + 0.7.
+    expected = pytest.approx((3 / 8, 3 / 5, 2.88 / 4.75))
+    for size in (1, 2):  # images in a batch
+        assert UNET.sure_and_wrong(p, truth, bce_loss, size) == expected
+    p, truth = p[:1], truth[:1]
+    # That of Dice is p (1 - p) |2 t S - 2 I| / S^2, with I = 0.95 + 0.05 = 1 and S = 2.55 + 2 = 4.55.
+    slopes = [q * (1 - q) * abs(2 * t * 4.55 - 2) for q, t in zip(p.flatten().tolist(), truth.flatten().tolist())]
+    expected = pytest.approx((2 / 4, 2 / 3, (slopes[1] + slopes[2]) / sum(slopes)), rel=1e-4)
+    assert UNET.sure_and_wrong(p, truth, dice_loss, 1) == expected
 
 
 def test_counts_do_not_depend_on_how_many_images_are_counted_at_a_time():
