@@ -189,7 +189,7 @@ def read_image_folder(root: Path, part: str) -> Split:
     counts = [len(some) for some in paths]
     if len(set(counts)) > 1 or not counts[0]:
         found = ", ".join(f"{count} {name}" for name, count in zip(CIFAR10_CLASSES, counts))
-        raise DataError(f"{root / part} holds {found}; each class needs as many")
+        raise DataError(f"{root / part} holds {found}; all classes must have the same number")
     images = decoded(root, part, [(path,) for some in paths for path in some], 32)
     return Split(images, torch.arange(CLASSES).repeat_interleave(counts[0]))
 
