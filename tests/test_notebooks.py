@@ -501,6 +501,10 @@ def start(tmp_path, monkeypatch):
 def test_a_notebook_refuses_values_that_make_no_sense_and_data_that_is_not_the_published(start):
     with pytest.raises(ParameterError, match=r"batch_size = -1: a whole number from 0 to .* is needed, such as 256"):
         start(batch_size=-1)
+    with pytest.raises(ParameterError, match="batch_size = 3: 4 or more is needed, such as 256"):
+        start(batch_size=3)  # a quarter of it gets wrong labels
+    for notebook, smallest in {UNET: 1, MNIST: 4, CIFAR10: 4}.items():
+        run.check_parameters(notebook, {"batch_size": smallest})
     with pytest.raises(ParameterError, match=r"seed = 1000000000000000: a whole number from 0 to 4,294,967,295 is"):
         start(seed=10**15)
     with pytest.raises(PublishedError, match=r"on 'mnist', not on 'stand-in': set dataset .* or set pretrained to"):

@@ -302,10 +302,25 @@ def cvae_repeat_tables(repeats: dict) -> dict[str, str]:
         table = [["", *seeds, "mean ± standard deviation"]]
         for key in (key for key in REPEATED if key in measured):
             values = [run["models"][model][key] for run in runs]
-            spread = f"{formatted(key, mean(values))} ± {formatted(key, stdev(values))}"
-            table.append([MEASURES[key][0], *(formatted(key, value) for value in values), spread])
+            table.append([MEASURES[key][0], *(formatted(key, value) for value in values), spread(key, values)])
         tables[f"cvae-{repeats['dataset']}-{model}-repeats"] = markdown_table(table)
     return tables
+
+
+def spread(key: str, values: list[float]) -> str:
+    """Mean and standard deviation of one measure, as text."""
+    return f"{formatted(key, mean(values))} ± {formatted(key, stdev(values))}"
+
+
+def control_tables(control: dict) -> dict[str, str]:
+    """Part 2b's two VAEs, and between them the network of the second with the loss of the first, over their seeds."""
+    runs = [load_numbers("cvae_cifar10"), *load_numbers("cvae_cifar10_repeats")["rows"]]
+    plain, following = ([run["models"][name] for run in runs] for name in ("plain", "label_following"))
+    keys = ["bits_per_dim", "psnr", "kl"]
+    table = [["", *(MEASURES[key][0] for key in keys)]]
+    for name, rows in {"plain": plain, "control": control["rows"], "label-following": following}.items():
+        table.append([name, *(spread(key, [row[key] for row in rows]) for key in keys)])
+    return {"cvae-cifar10-control": markdown_table(table)}
 
 
 def baseline_rows(results: dict) -> dict[str, dict[str, float]]:
@@ -322,6 +337,7 @@ TABLES = {
     "cvae_cifar10": cvae_tables,
     "cvae_mnist_repeats": cvae_repeat_tables,
     "cvae_cifar10_repeats": cvae_repeat_tables,
+    "cvae_cifar10_control": control_tables,
 }
 
 

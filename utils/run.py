@@ -77,13 +77,18 @@ def defaults(notebook: str) -> dict[str, Any]:
 
 
 def check_parameters(notebook: str, values: dict[str, Any]) -> None:
-    """Refuse values of another kind than the default, numbers below 0 or too large, and NaN; ignore other names."""
+    """Refuse values of another kind than the default, numbers below 0 or too large, and NaN; ignore other names.
+
+    Part 2 sends a quarter of a batch with wrong labels: a batch of less than 4 would have none.
+    """
     numbers = f"from 0 to {LARGEST:,}"
     kinds = {bool: "true or false", int: f"a whole number {numbers}", float: f"a number {numbers}", str: "text"}
     for name, default in defaults(notebook).items():
         if name in values and not same_kind(values[name], default):
             kind = kinds.get(type(default), "a list of the same form")
             raise ParameterError(f"{name} = {values[name]!r}: {kind} is needed, such as {default!r}")
+        if name == "batch_size" and notebook != UNET and values.get(name, default) < 4:
+            raise ParameterError(f"{name} = {values[name]!r}: 4 or more is needed, such as {default!r}")
 
 
 def same_kind(value: Any, default: Any) -> bool:
