@@ -202,7 +202,7 @@ def loss_of(task: str):
 def epoch(model: nn.Module, batches: Batches | Resident, task: str, optimiser: torch.optim.Optimizer) -> None:
     """One epoch in the course's loop."""
     schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, 1.0)
-    max_grad_norm = 3000.0 if task == "cifar10" else inf
+    max_grad_norm = load_numbers("cvae_cifar10")["recipe"]["max_grad_norm"] if task == "cifar10" else inf
     with tqdm(disable=True) as bar:
         train_epoch(model, batches, 0, loss_of(task), optimiser, schedule, max_grad_norm, bar)
 

@@ -39,7 +39,7 @@ from tests.test_training import Lines, closeness, squared_error
 from utils import figures, results, run
 from utils.classifiers import build_digit_judge
 from utils.data import Split, load_digits, to_unit
-from utils.files import StorageError, save_json
+from utils.files import StorageError, folder_lock, save_json
 from utils.losses import bernoulli_loss
 from utils.results import RESULTS, TABLES, PublishedError
 from utils.run import CIFAR10, MNIST, PARTS, UNET, ParameterError
@@ -484,6 +484,8 @@ def test_a_sweep_runs_all_combinations_of_the_listed_values(capsys, tmp_path):
     ):
         assert run.main([UNET, "--sweep", "-p", "seed", wrong]) == 1
         assert re.search(message, capsys.readouterr().err)
+    assert run.main([UNET, "--sweep", "-p", "pretrained", "false"]) == 1
+    assert "a list of values is needed, such as [false]" in capsys.readouterr().err  # as JSON, to be typed
     assert run.main([UNET, "--sweep", "-p", "run_dir", '["mine"]']) == 1
     assert "run_dir: in a sweep each run has a folder of its own" in capsys.readouterr().err
 
@@ -503,6 +505,8 @@ def test_a_notebook_refuses_values_that_make_no_sense_and_data_that_is_not_the_p
         start(batch_size=-1)
     with pytest.raises(ParameterError, match="batch_size = 3: 4 or more is needed, such as 256"):
         start(batch_size=3)  # a quarter of it gets wrong labels
+    with pytest.raises(ParameterError, match="latent_size = 1: 2 or more is needed, such as 16"):
+        start(latent_size=1)  # section 9 draws codes on a plane
     for notebook, smallest in {UNET: 1, MNIST: 4, CIFAR10: 4}.items():
         run.check_parameters(notebook, {"batch_size": smallest})
     with pytest.raises(ParameterError, match=r"seed = 1000000000000000: a whole number from 0 to 4,294,967,295 is"):
@@ -681,6 +685,15 @@ def test_publishing_a_training_copies_its_results_and_then_runs_from_them(publis
     assert "**IoU 0.2500 ± " in (folder / "README.md").read_text(encoding="utf-8")
 
 
+def test_publishing_leaves_alone_what_an_open_run_has_written(publish, tmp_path):
+    file = tmp_path / "runs" / "unet" / "pretrained" / "a.png"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with folder_lock(file.parent.parent), pytest.raises(StorageError, match="is in use by another run"):
+        publish(UNET)
+    assert file.exists()
+
+
 @pytest.mark.parametrize("options", [[], ["--train"]])
 def test_stand_in_data_is_never_published(publish, tmp_path, options):
     def contents():
@@ -851,6 +864,11 @@ def test_vaes_of_other_seeds_are_published_beside_the_published_one(publish, tmp
     assert f"| diversity | {' | '.join(['0.87'] * 3)} | 0.87 ± 0.00 |" in table
 
 
+def together(*sweeps):
+    """What one sweep over several notebooks leaves."""
+    return json.dumps({"runs": [one for sweep in sweeps for one in json.loads(sweep)["runs"]]})
+
+
 FOUR_NEEDED = "the published variants are needed, with the same seeds, and not with seed 0"
 SEEDS_NEEDED = "one run for each seed but 0 is needed, by the published recipe"
 
@@ -863,6 +881,8 @@ SEEDS_NEEDED = "one run for each seed but 0 is needed, by the published recipe"
     ("cvae_mnist", vaes("cvae_mnist", 1, 2, recipe=NUMBERS["cvae_cifar10"]["recipe"]), SEEDS_NEEDED),
     ("cvae_mnist", vaes("cvae_mnist", 1, 2, dataset="stand-in"), "is of stand-in data, which is never published"),
     ("cvae_cifar10", vaes("cvae_cifar10", 1, 0), SEEDS_NEEDED),
+    ("unet", together(repeats_of(0.5, 1), vaes("cvae_mnist", 1)), r"sweep\.json is of several recipes"),
+    ("cvae_mnist", together(vaes("cvae_mnist", 1), repeats_of(0.5, 1)), SEEDS_NEEDED),
 ])  # fmt: skip
 def test_repeats_that_cannot_be_published(publish, tmp_path, part, runs, message):
     file, target = tmp_path / "sweep.json", tmp_path / "Results" / f"{part}_repeats.json"

@@ -298,7 +298,7 @@ class Batches:
     ):
         check_integers(batch_size=batch_size)
         if batch_size > len(split.images):
-            raise ValueError(f"batch_size={batch_size}: must be {len(split.images)} or less, the images there are")
+            raise ValueError(f"batches of {batch_size} images: there are only {len(split.images)}")
         check_integers(**{f"sizes[{i}]": size for i, size in enumerate(sizes)})
         self.split, self.batch_size, self.seed, self.augment, self.sizes = split, batch_size, seed, augment, sizes
 

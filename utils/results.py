@@ -129,7 +129,7 @@ def load_numbers(part: str, folder: Path | None = None) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
         found = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-        raise PublishedError(f"{path} is {found}: {REMEDY}") from error
+        raise PublishedError(f"{path} is {found}: clone the course anew") from error
 
 
 def load_trainings(part: str) -> dict[str, Training]:

@@ -52,6 +52,10 @@ QUICK = {
 NOT_RECIPE = ("dataset", "pretrained", "image_size", "variants", "seed")  # what is run, not how it is trained
 NOT_RECIPE += ("image_folder", "digit_image", "run_dir", "repo_url")
 LONGEST_NAME = 100  # of a folder, in characters; Windows allows 260 for a whole path
+LEAST = {  # a quarter of a batch gets wrong labels; codes are drawn on a plane
+    MNIST: {"batch_size": 4, "latent_size": 2},
+    CIFAR10: {"batch_size": 4},
+}
 LARGEST = 2**32 - 1  # of a parameter; seeds of epochs are made of larger multiples, which have to fit in 64 bits
 
 
@@ -77,18 +81,16 @@ def defaults(notebook: str) -> dict[str, Any]:
 
 
 def check_parameters(notebook: str, values: dict[str, Any]) -> None:
-    """Refuse values of another kind than the default, numbers below 0 or too large, and NaN; ignore other names.
-
-    Part 2 sends a quarter of a batch with wrong labels: a batch of less than 4 would have none.
-    """
+    """Refuse values of another kind than the default, numbers too small or too large, and NaN; ignore other names."""
     numbers = f"from 0 to {LARGEST:,}"
-    kinds = {bool: "true or false", int: f"a whole number {numbers}", float: f"a number {numbers}", str: "text"}
+    kinds = {bool: "True or False (after -p: true or false)", str: "text"}
+    kinds |= {int: f"a whole number {numbers}", float: f"a number {numbers}"}
     for name, default in defaults(notebook).items():
         if name in values and not same_kind(values[name], default):
             kind = kinds.get(type(default), "a list of the same form")
             raise ParameterError(f"{name} = {values[name]!r}: {kind} is needed, such as {default!r}")
-        if name == "batch_size" and notebook != UNET and values.get(name, default) < 4:
-            raise ParameterError(f"{name} = {values[name]!r}: 4 or more is needed, such as {default!r}")
+        if name in values and name in LEAST.get(notebook, {}) and values[name] < (least := LEAST[notebook][name]):
+            raise ParameterError(f"{name} = {values[name]!r}: {least} or more is needed, such as {default!r}")
 
 
 def same_kind(value: Any, default: Any) -> bool:
@@ -248,7 +250,8 @@ def parameters_for(name: str, options: argparse.Namespace) -> list[dict]:
     if options.sweep and "run_dir" in given:
         raise ParameterError("run_dir: in a sweep each run has a folder of its own")
     if single := [key for key, values in given.items() if options.sweep and not isinstance(values, list)]:
-        raise ParameterError(f"{single[0]}: in a sweep a list of values is needed, such as [{given[single[0]]!r}]")
+        example = json.dumps([given[single[0]]])
+        raise ParameterError(f"{single[0]}: in a sweep a list of values is needed, such as {example}")
     if empty := [key for key, values in given.items() if options.sweep and not values]:
         raise ParameterError(f"{empty[0]}: in a sweep a list of at least one value is needed")
     grid = product(*given.values()) if options.sweep else [given.values()]

@@ -1,7 +1,7 @@
 """U-Net from scratch, in the terms of Ronneberger, Fischer and Brox 2015 (arXiv:1505.04597, figure 1).
 
 Two things differ from the paper, as in nearly every implementation since: convolutions are padded ('same'), so that the
-output is as large as the input, and each is followed by batch normalisation (Ioffe and Szegedy 2015).
+output is as large as the input, and those of `double_convolution` have batch normalisation (Ioffe and Szegedy 2015).
 """
 
 import torch
