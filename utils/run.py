@@ -83,14 +83,20 @@ def defaults(notebook: str) -> dict[str, Any]:
 def check_parameters(notebook: str, values: dict[str, Any]) -> None:
     """Refuse values of another kind than the default, numbers too small or too large, and NaN; ignore other names."""
     numbers = f"from 0 to {LARGEST:,}"
-    kinds = {bool: "True or False (after -p: true or false)", str: "text"}
-    kinds |= {int: f"a whole number {numbers}", float: f"a number {numbers}"}
-    for name, default in defaults(notebook).items():
+    kinds = {
+        bool: "True or False (after -p: true or false)",
+        int: f"a whole number {numbers}",
+        float: f"a number {numbers}",
+        str: "text",
+    }
+    usual = defaults(notebook)
+    for name, default in usual.items():
         if name in values and not same_kind(values[name], default):
             kind = kinds.get(type(default), "a list of the same form")
             raise ParameterError(f"{name} = {values[name]!r}: {kind} is needed, such as {default!r}")
-        if name in values and name in LEAST.get(notebook, {}) and values[name] < (least := LEAST[notebook][name]):
-            raise ParameterError(f"{name} = {values[name]!r}: {least} or more is needed, such as {default!r}")
+    for name, least in LEAST.get(notebook, {}).items():
+        if values.get(name, least) < least:
+            raise ParameterError(f"{name} = {values[name]!r}: {least} or more is needed, such as {usual[name]!r}")
 
 
 def same_kind(value: Any, default: Any) -> bool:
